@@ -835,12 +835,14 @@ def test_select_reads_named_columns_and_the_trained_length(tiny_model, tmp_path,
     )
     rows.add_column("system", ["be brief"] * 4).to_json(tmp_path / "pairs.jsonl")
     model = shutil.copytree(tiny_model, tmp_path / "model")
-    (model / "margin_run.json").write_text(json.dumps({"config": {"max_length": 96}}))
+    of_no_anchor = {"config": {"max_length": 96, "anchor_radius": 0.3}, "margin": "dynamic-target"}
+    (model / "margin_run.json").write_text(json.dumps(of_no_anchor))
     arguments = ["select", "--model_name_or_path", str(model), "--dataset_name", str(tmp_path / "pairs.jsonl")]
     named = ["--prompt_column", "question", "--system_column", "system", "--score_columns", "good", "bad"]
     with caplog.at_level("INFO", logger="trl_margins"):
         assert cli([*arguments, "--output_dir", str(tmp_path / "out"), "--fraction", "0.5", *named]) == 0
     assert "max_length=96, with which the model was trained" in caplog.text
+    assert "anchor_radius" not in caplog.text
     assert "column 'question' holds the prompts" in caplog.text
     assert "is not used" not in caplog.text  # as the system message would be
     assert len(read_rows(tmp_path / "out" / "all.jsonl")) == 4

@@ -166,6 +166,21 @@ def test_a_new_run_has_its_folder_for_itself(other, tiny_model, tmp_path, caplog
     assert f"are now in {kept}" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["README.md", "config.json", "figures"])
+def test_files_of_ones_own_are_not_lost(name, tiny_model, tmp_path, caplog):
+    """Of the names that a run writes; what else lies there stays."""
+    for each in (name, "notes.md"):
+        path = tmp_path / each / "mine.png" if each == "figures" else tmp_path / each
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("six weeks")
+    build(tiny_model, tmp_path).train()
+    kept = tmp_path / "_previous-1"
+    assert names_in(kept) == {name}
+    assert (kept / name / "mine.png" if name == "figures" else kept / name).read_text() == "six weeks"
+    assert (tmp_path / "notes.md").read_text() == "six weeks"
+    assert f"has files of the names that a run writes: {name} are now in {kept}" in caplog.text
+
+
 @pytest.mark.parametrize("method", ["gamma-po", "amapo"])
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_trainer_that_trains_again_is_a_new_run(method, stopped, tiny_model, tmp_path, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -253,7 +254,7 @@ def test_every_warning_in_full():
             columns=["s", "t"],
         ),
         lengths=SimpleNamespace(chosen=some(20), n_chosen_longer=14, n_chosen_shorter=15),
-        truncation=SimpleNamespace(max_length=9, n_pairs=2, n_left_empty=1),
+        truncation=SimpleNamespace(max_length=9, n_pairs=2, n_left_empty=1, n_alike=3),
         notes=["a note"],
         empty_prompts=some(2),
         implicit=False,
@@ -279,6 +280,8 @@ def test_every_warning_in_full():
         f"the chosen completion is the shorter one in 15 of 20 pairs (75.0%): {longer}",
         "max_length=9 cuts 2 of 20 pairs (10.0%): raise it, or filter out the long ones",
         "in 1 of 20 pairs (5.0%) the prompt alone fills max_length=9: training drops the pair",
+        "3 of 20 pairs (15.0%) have the same tokens twice, although their texts differ: the chat template, the "
+        "tokenizer or max_length=9 removes the difference. They have no gap to learn from",
         "a note",
         "2 rows with an empty prompt; the first is row 3",
         "3 of 20 pairs (15.0%) repeat another one",
@@ -502,6 +505,41 @@ def test_truncation_is_the_trainers(form, merges, tiny_model, tokenizer, tmp_pat
     answers = [sum(label >= 0 for label in labels) for labels in whole["chosen_labels"]]
     assert found.lengths.chosen.mean == pytest.approx(np.mean(answers))
     assert found.lengths.prompt.mean == pytest.approx(np.mean(list(map(len, whole["prompt_input_ids"]))))
+
+
+@pytest.mark.parametrize("max_length", [20, 40, 60, 200])
+def test_pairs_that_become_equal_are_those_that_training_counts(max_length, tiny_model, tokenizer, tmp_path, caplog):
+    starts = {f"{i} ": "b" * n for i, n in enumerate((10, 18, 30, 50, 50, 90))}
+    rows = [{"prompt": q, "chosen": f"{start}c", "rejected": f"{start}d"} for q, start in starts.items()]
+    rows += [
+        {"prompt": "the same ", "chosen": "b", "rejected": "b"},
+        {"prompt": "q" * 30, "chosen": "b", "rejected": "c"},
+    ]
+    dataset = Dataset.from_list(rows)
+    found = of(dataset, measure=in_tokens_of(tokenizer), max_length=max_length)
+    options = quiet(output_dir=str(tmp_path), max_length=max_length)
+    caplog.clear()
+    MarginCPOTrainer(load(tiny_model), MarginCPOConfig(**options), train_dataset=dataset, processing_class=tokenizer)
+    counted = [re.match(r"(\d+) of (\d+) train pairs have the same tokens", text) for text in caplog.messages]
+    assert [found.truncation.n_alike] == ([int(match[1]) for match in counted if match] or [0])
+    assert found.truncation.n_alike == sum(len(q) + len(start) >= max_length for q, start in starts.items())
+    assert found.methods["amapo"] is None
+
+
+def test_a_set_of_pairs_that_become_equal_trains_no_method(tiny_model, tokenizer, tmp_path, caplog):
+    rows = preference_rows(3, "conversational").map(lambda row: {"rejected": row["chosen"]})
+    rows = rows.map(lambda row: {"rejected": [{**row["rejected"][0], "reasoning_content": "because"}]})
+    found = of(rows, measure=in_tokens_of(tokenizer))
+    assert "'reasoning_content'" in caplog.text
+    assert found.methods["amapo"] == "the completions of every pair have the same tokens"
+    assert (found.truncation.n_alike, found.truncation.n_told_apart) == (3, 0)
+    with pytest.raises(ValueError, match="the same tokens in every one of the 3 train pairs"):
+        MarginCPOTrainer(
+            load(tiny_model),
+            MarginCPOConfig(**quiet(output_dir=str(tmp_path))),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
 
 
 def test_rows_that_a_chat_template_refuses(tokenizer):

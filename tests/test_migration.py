@@ -551,6 +551,28 @@ def test_a_file_of_ours_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
+    ("own", "word"),
+    [
+        ({"output_dir": "data/zephyr-dpo"}, "dpo"),
+        ({"run_name": "llama-orpo"}, "orpo"),
+        ({"run_name": "simpo"}, "simpo"),
+        ({"run_name": "llama"}, None),
+        ({"run_name": "gappo-and-cpo"}, None),
+        ({"run_name": "llama-dpo", "method": "gappo"}, None),
+    ],
+    ids=str,
+)
+def test_the_default_method_under_the_name_of_another_is_said(own, word):
+    """Of a file whose keys are all of today, and for no objective."""
+    written = {"model_name_or_path": "m", "dataset_name": "d", "beta": 0.1, **own}
+    settings, notes = migrate(written)
+    assert settings == written
+    said = f"not named: gappo, the default, though the name of the run has {word}. Name it (--method)"
+    assert [(note.text, note.warns) for note in notes] == ([(said, True)] if word else [])
+    assert migrate(written, method="simpo")[1] == []
+
+
+@pytest.mark.parametrize(
     ("written", "complaint"),
     [
         (

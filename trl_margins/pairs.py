@@ -56,8 +56,8 @@ def mean_logps(logps_sum: Tensor, lengths: Tensor) -> Tensor:
 
 
 def has_gap(chosen: Any, rejected: Any, least: float) -> Any:
-    """[B] whether scores, in tensors or in arrays, are at least so far apart, but for the rounding of float32, in which
-    training has them: 0.7 and 0.4 are 0.3 apart, though 0.7 - 0.4 is less. Equal scores are not apart.
+    """[B] whether scores, in tensors or in arrays, are at least so far apart, but for the rounding of float32, in
+    which training has them: 0.7 and 0.4 are 0.3 apart, though 0.7 - 0.4 is less. Equal scores are not apart.
     """
     gap, rounding = abs(chosen - rejected), _EPSILON * (abs(chosen) + abs(rejected))
     return (gap >= least - rounding) & (gap > 0) if least > 0 else gap >= least

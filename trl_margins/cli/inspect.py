@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from trl.data_utils import common_prefix_length
 
 from ..checks import Number, unknown
 from ..data.audit import Lengths, Measure, audit
@@ -17,9 +18,10 @@ from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS
 from ..data.loading import chosen_splits
 from ..disk import write
 from ..report.audit_text import audit_text
-from ..rows import RowReader
+from ..rows import PreferenceRow, RowReader
 from ..rows.scores import find_score_columns
-from ..rows.tokens import read_batch, tokenize_or_errors, unread
+from ..rows.tokenized import AT_FIRST, log_notes
+from ..rows.tokens import RowTokens, read_batch, tokenize_or_errors
 from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option, usage, warn_of_unread
 from .pairs import lists_text, summaries_of_lists
 from .setup import check_files, check_format, load_tokenizer, max_length_of
@@ -172,20 +174,24 @@ def in_tokens_of(tokenizer: Any) -> Measure:
         problems: dict[int, str] = {}
         rows = dataset.select(readable).select_columns(reader.needed)
         with tqdm(total=len(rows), desc="Counting tokens", unit="pair", delay=2, leave=False) as bar:
-            for start in range(0, len(rows), 256):
-                numbers = readable[start : start + 256]
-                batch = read_batch(reader, rows[start : start + 256], numbers)
-                for note in unread(batch, tokenizer) if start == 0 else ():
-                    logger.warning("%s: %s", reader.split, note)
-                for number, tokens in zip(numbers, tokenize_or_errors(batch, tokenizer), strict=True):
+            for start in range(0, len(rows), AT_FIRST):
+                numbers = readable[start : start + AT_FIRST]
+                batch = read_batch(reader, rows[start : start + AT_FIRST], numbers)
+                read: list[tuple[PreferenceRow, RowTokens]] = []
+                found = tokenize_or_errors(batch, tokenizer)
+                for number, row, tokens in zip(numbers, batch, found, strict=True):
                     if isinstance(tokens, Exception):
                         problems[number] = f"{reader.where(number)}: {tokens}"
                         continue
+                    read.append((row, tokens))
                     size, sizes = len(tokens.prompt), [len(completion) for completion in tokens.completions]
-                    counts.append((size, *sizes, *(size + each for each in sizes)))
+                    n_alike = common_prefix_length(*tokens.completions)
+                    counts.append((size, *sizes, n_alike, *(size + each for each in sizes)))
+                if start == 0 and read:
+                    log_notes(reader.split, [row for row, _ in read], [tokens for _, tokens in read], tokenizer)
                 bar.update(len(numbers))
-        prompt, chosen, rejected, *whole = np.array(counts, int).reshape(-1, 5).T
-        return Lengths("tokens", prompt, chosen, rejected, whole=np.array(whole), problems=problems)
+        prompt, chosen, rejected, alike, *whole = np.array(counts, int).reshape(-1, 6).T
+        return Lengths("tokens", prompt, chosen, rejected, alike, np.array(whole), problems)
 
     return measure
 

@@ -119,7 +119,8 @@ class Project:
 def migrate(
     written: Mapping[str, Any], method: str | None = None, base: str | None = None
 ) -> tuple[Settings, list[Note]]:
-    """Today's settings for a config file, and what changed. Settings of today are returned unchanged, without notes.
+    """Today's settings for a config file, and what changed. Settings of today are returned unchanged, without notes
+    unless the name of the run has another objective than they have.
 
     Args:
         written: the YAML.
@@ -166,6 +167,9 @@ def migrate(
         how = "named" if project.is_chosen else "not named"
         text = f"{how}; {project.name} by {project.said} → {_said(chosen)}{remark}{doubt}"
         notes.insert(0, Note("method", text, tuple(chosen), project.is_guess or bool(remark)))
+    elif method is None and (word := _another_objective(written)):
+        text = f"not named: gappo, the default, though the name of the run has {word}. Name it (--method)"
+        notes.insert(0, Note("method", text, warns=True))
     elif notes and method is None:
         notes.insert(0, Note("method", "not named, and no sign of another project's objective: the default"))
     losses = settings.get("loss_type")
@@ -346,6 +350,14 @@ def _words_of_the_run(written: Mapping[str, Any]) -> set[str]:
     """Of its names; one with dpo is for DPO, whatever its other words say."""
     parts = [re.findall(r"[a-z]+", name) for name in _names_of_the_run(written)]
     return {word for words in parts for word in (["dpo"] if "dpo" in words else words)}
+
+
+def _another_objective(written: Mapping[str, Any]) -> str | None:
+    """The word for it in the name of a run whose file has no key for an objective."""
+    if any(written.get(key) is not None for key in _OWN_KEYS):
+        return None
+    words = _words_of_the_run(written)
+    return None if "gappo" in words else min(words & {"dpo", *_OTHERS}, default=None)
 
 
 def _names_of_the_run(written: Mapping[str, Any]) -> list[str]:

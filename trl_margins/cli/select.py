@@ -17,11 +17,12 @@ from ..checks import NUMBERS
 from ..data.loading import load_splits, pick_split
 from ..disk import check_writable, write, written
 from .options import DTYPES, LENGTH, OptionsParser, ScoredRowOptions, option
-from .setup import MAX_LENGTH, load_model, load_tokenizer, of_training, run_of, trained_with
+from .setup import MAX_LENGTH, check_files, load_model, load_tokenizer, of_training, run_of, trained_with
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("stable", "unstable", "random")
+EVERYTHING = "all.jsonl"
 OF_THE_RUN = "By default that of the model's training run, else"
 
 
@@ -88,6 +89,9 @@ def main(argv: Sequence[str]) -> int:
 
     out = Path(args.output_dir)
     check_writable(out)
+    if Path(args.dataset_name).expanduser().resolve() == out.resolve():
+        raise ValueError(f"{out} is read, and would be lost: name another folder")
+    check_files(_files(out, args.fraction), [args.dataset_name])
     rows = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
     check_types(rows.features, ".jsonl", args.output_dir)
     for fraction in args.fraction:
@@ -106,12 +110,11 @@ def main(argv: Sequence[str]) -> int:
         if ANCHOR_GAP in ranked.column_names:  # of an earlier ranking
             ranked = ranked.remove_columns(ANCHOR_GAP)
         ranked = ranked.add_column(ANCHOR_GAP, gaps.astype(float).tolist())
-        with written(out / "all.jsonl") as everything:
+        with written(out / EVERYTHING) as everything:
             save(ranked, everything, ".jsonl")
         for fraction in args.fraction:
-            share = f"-{100 * fraction:g}" if len(args.fraction) > 1 else ""
             for name, chosen in subsets(gaps, fraction, args.seed).items():
-                file = out / f"{name}{share}.jsonl"
+                file = _file(out, name, fraction, args.fraction)
                 with written(file) as part:
                     save(ranked.select(chosen), part, ".jsonl")
                 others.discard(file.name)
@@ -119,6 +122,15 @@ def main(argv: Sequence[str]) -> int:
     if others:
         print(f"of an earlier call, and not of this one: {', '.join(sorted(others))}")
     return 0
+
+
+def _file(out: Path, part: str, fraction: float, fractions: Sequence[float]) -> Path:
+    share = f"-{100 * fraction:g}" if len(fractions) > 1 else ""
+    return out / f"{part}{share}.jsonl"
+
+
+def _files(out: Path, fractions: Sequence[float]) -> list[Path]:
+    return [out / EVERYTHING, *(_file(out, part, fraction, fractions) for fraction in fractions for part in PARTS)]
 
 
 @contextmanager
@@ -142,8 +154,8 @@ def keeping(file: Path, measured: Mapping[str, Sequence[Any]]) -> Iterator[None]
 _OF_GAPO = ("beta", "gamma_beta_ratio")  # other methods' mean something else
 
 
-def _is_gapo(run: Mapping[str, Any]) -> bool:
-    return "geometric-anchor" in (run.get("margin") or "") and run.get("reward") == "length-normalized"
+def _has_anchor(run: Mapping[str, Any]) -> bool:
+    return "geometric-anchor" in (run.get("margin") or "")
 
 
 Arguments = TypeVar("Arguments", bound=AnchorOptions)
@@ -155,15 +167,19 @@ def as_in_training(args: Arguments, models: Sequence[str]) -> Arguments:
     Raises:
         ValueError: a radius of 0.
     """
-    of_gapo = [model for model in models if _is_gapo(run_of(model))][:1]
+    anchored = [model for model in models if _has_anchor(run_of(model))]
+    of_gapo = [model for model in anchored if run_of(model).get("reward") == "length-normalized"][:1]
     if not of_gapo and any(map(run_of, models)) and "beta" in args.defaults:
         logger.warning(
             "no model is of a GAPO run with the length-normalized reward: the weight has β %g and γ/β %g",
             *(of_training(name, getattr(args, name), [], args.defaults[name]) for name in _OF_GAPO),
         )
+
+    def runs_with(name: str) -> Sequence[str]:
+        return of_gapo or ([] if name in _OF_GAPO else anchored if name.startswith("anchor_") else models)
+
     found = {
-        name: of_training(name, getattr(args, name), of_gapo or ([] if name in _OF_GAPO else models), value)
-        for name, value in args.defaults.items()
+        name: of_training(name, getattr(args, name), runs_with(name), value) for name, value in args.defaults.items()
     }
     if found["anchor_direction"] == "momentum":
         logger.info("anchor_direction='gradient': a saved model has no momentum")

@@ -27,7 +27,8 @@ from ..forward.shared_rows import shared_rows, width_step
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
 from ..rows import PreferenceRow, tokenize
 from ..rows.cpo_tokens import CPOTokenizer
-from ..rows.tokens import each_or_error, unread, without_errors
+from ..rows.tokenized import AT_FIRST, log_notes
+from ..rows.tokens import each_or_error, without_errors
 from .vocabularies import check_ids
 
 logger = logging.getLogger(__name__)
@@ -208,8 +209,6 @@ def completion_tokens(
     def where(i: int) -> str:
         return f"row {i} of {name}"
 
-    for note in unread(rows, tokenizer):
-        logger.warning("%s: %s", name, note)
     limit, emptied = f"max_length={max_length}", ""
     if model.config.is_encoder_decoder:
         found = _cpo_tokens(tokenizer, rows, where, max_length)
@@ -222,11 +221,13 @@ def completion_tokens(
         if tokenization == "cpo":
             whole = _cpo_tokens(tokenizer, rows, where)
         else:
+            tokenized = tokenize(rows, tokenizer, where)
+            log_notes(name, rows[:AT_FIRST], tokenized[:AT_FIRST], tokenizer)
             whole = [
                 CompletionTokens(
                     prompt, [prompt + ids for ids in many], [[IGNORE] * len(prompt) + ids for ids in many]
                 )
-                for prompt, many, _ in tokenize(rows, tokenizer, where)
+                for prompt, many, _ in tokenized
             ]
         found = [row.cut(max_length) for row in whole]
         n_cut = sum(len(ids) > max_length for row in whole for ids in row.ids)

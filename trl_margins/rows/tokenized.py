@@ -31,7 +31,7 @@ _STREAMED_AT_ONCE = 64  # rows that a stream reads ahead
 _IN_A_ROW = 10_000  # pairs of a stream that are dropped before something is said
 _LAST = 20  # letters by which the end of a completion is known
 _NO_END = 10 * _IN_A_ROW  # of them, and there may be no other
-_COMPARED = 256  # rows at which the two ways of tokenization are compared
+AT_FIRST = 256  # rows of a set that are looked at
 
 TokenColumns = tuple[str, str, str]  # of prompt, chosen, rejected
 DPO_COLUMNS: TokenColumns = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -208,31 +208,36 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
     """
     if isinstance(opened.dataset, IterableDataset) or not PartialState().is_main_process:
         return
-    rows, split = list(islice(opened, _COMPARED)), opened.reader.split
+    rows, split = list(islice(opened, AT_FIRST)), opened.reader.split
     ours = tokenize(rows, processing_class, opened.reader.where)
-    for note in unread(rows, processing_class):
-        logger.warning("%s: %s", split, note)
-    found = [_unspelled(*each, processing_class) for each in zip(rows, ours, strict=True)]
-    if lost := list(filter(None, found)):
-        logger.warning(
-            f"{split}: in {len(lost)} of the first {len(rows)} rows the tokens do not spell the text, such as "
-            f"{lost[0]}: look at the chat template and the tokenizer"
-        )
-    _report_tails(split, rows, [tokens.tail for tokens in ours], processing_class)
-    tokenizer = tokenizer_of(processing_class)
-    _report_ends(split, rows, ours, tokenizer)
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if doubled := [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]:
-        logger.warning(
-            f"{split}: {len(doubled)} of the first {len(rows)} rows begin with two begin tokens (the first is row "
-            f"{doubled[0]}): the text has one already, and the tokenizer adds one. Remove it from the text"
-        )
+    log_notes(split, rows, ours, processing_class)
     if cpo_max_length is not None:
         cpo = CPOTokenizer(None, processing_class, cpo_max_length, None, is_encoder_decoder=False)
         _compare_with_cpo(split, rows, [cpo_columns(tokens, cpo_max_length) for tokens in ours], cpo)
 
 
-def _report_ends(split: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], tokenizer: Any) -> None:
+def log_notes(name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], processing_class: Any) -> None:
+    """Logs what the tokens of the first rows of a set, of this name, have that a user may not expect."""
+    for note in unread(rows, processing_class):
+        logger.warning("%s: %s", name, note)
+    found = [_unspelled(*each, processing_class) for each in zip(rows, ours, strict=True)]
+    if lost := list(filter(None, found)):
+        logger.warning(
+            f"{name}: in {len(lost)} of the first {len(rows)} rows the tokens do not spell the text, such as "
+            f"{lost[0]}: look at the chat template and the tokenizer"
+        )
+    _log_tails(name, rows, [tokens.tail for tokens in ours], processing_class)
+    tokenizer = tokenizer_of(processing_class)
+    _log_ends(name, rows, ours, tokenizer)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if doubled := [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]:
+        logger.warning(
+            f"{name}: {len(doubled)} of the first {len(rows)} rows begin with two begin tokens (the first is row "
+            f"{doubled[0]}): the text has one already, and the tokenizer adds one. Remove it from the text"
+        )
+
+
+def _log_ends(name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], tokenizer: Any) -> None:
     """Warns of completions that end twice, or with nothing that a model could stop at."""
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
     twice, never = [], []
@@ -244,12 +249,12 @@ def _report_ends(split: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTo
             never.append(i)
     if twice:
         logger.warning(
-            f"{split}: in {len(twice)} of the first {len(rows)} rows a completion ends with two end tokens (the first "
+            f"{name}: in {len(twice)} of the first {len(rows)} rows a completion ends with two end tokens (the first "
             f"is row {twice[0]}): the text has one already. Remove it from the text, with what follows it"
         )
     if never:
         logger.warning(
-            f"{split}: in {len(never)} of the first {len(rows)} rows a completion ends without a special token (the "
+            f"{name}: in {len(never)} of the first {len(rows)} rows a completion ends without a special token (the "
             f"first is row {never[0]}): a model that learns from them does not stop. Let the chat template end the "
             "assistant's messages with the end token"
         )
@@ -297,9 +302,7 @@ def _letters(text: str) -> str:
     return "".join(normalize("NFKD", text).casefold().split())
 
 
-def _report_tails(
-    split: str, rows: Sequence[PreferenceRow], tails: Sequence[list[int]], processing_class: Any
-) -> None:
+def _log_tails(name: str, rows: Sequence[PreferenceRow], tails: Sequence[list[int]], processing_class: Any) -> None:
     """Logs prompts whose last tokens are different before a completion."""
     texts = {i: processing_class.decode(tail) for i, tail in enumerate(tails) if tail}
     if not texts:
@@ -308,7 +311,7 @@ def _report_tails(
     asked = sum(bool(last[i]) and last[i] in texts[i] for i in last)
     first = min(texts)
     message = (
-        f"{split}: in {len(texts)} of the first {len(rows)} rows the prompt alone ends otherwise than before its "
+        f"{name}: in {len(texts)} of the first {len(rows)} rows the prompt alone ends otherwise than before its "
         f"completion (the first is row {first}, which alone ends with {texts[first]!r}): the completion begins at the "
         "first different token"
     )

@@ -241,9 +241,9 @@ def check_stays(folder: Path, names: list[str]) -> None:
 
 
 def _of_earlier_run(folder: Path) -> list[Path]:
-    """All that `make_room` moves."""
-    of_a_card = (CARD, FIGURES) if (folder / RUN_FILE).exists() else ()
-    return _matching(folder, (*_TELLING, *_OTHERS, *of_a_card)) if earlier_run(folder) else []
+    """All that `make_room` moves, among it files that a user has written and a run would write over."""
+    found = _matching(folder, (*_TELLING, *_OTHERS, CARD, FIGURES))
+    return [] if [path.name for path in found] == [RUN_FILE] else found
 
 
 def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
@@ -320,6 +320,7 @@ def _check_outside(trainer: Any, folder: Path, found: list[Path]) -> None:
 
 def _move_aside(folder: Path, found: list[Path]) -> None:
     """Moves files into the first free `_previous-N` of their folder."""
+    whose = "files of an earlier run" if earlier_run(folder) else "files of the names that a run writes"
     number = 1
     while os.path.lexists(aside := folder / f"_previous-{number}"):
         number += 1
@@ -327,7 +328,7 @@ def _move_aside(folder: Path, found: list[Path]) -> None:
     for path in found:
         shutil.move(path, aside / path.name)
     names = ", ".join(path.name for path in found)
-    logger.warning("output_dir %s has files of an earlier run: %s are now in %s", folder, names, aside)
+    logger.warning("output_dir %s has %s: %s are now in %s", folder, whose, names, aside)
 
 
 # Links, which would lead what is written out of the folder; the folder itself may be one

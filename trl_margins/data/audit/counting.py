@@ -183,14 +183,16 @@ def _score_column(dataset: Dataset, name: str, takes_lists: bool) -> tuple[np.nd
 class Lengths:
     """Lengths of N pairs, each array [N].
 
-    `whole`, [2, N], is prompt + chosen and prompt + rejected, which `max_length` cuts; None for words. `problems` maps
-    the rows that could not be measured, and are not among the N, to the reason.
+    `whole`, [2, N], is prompt + chosen and prompt + rejected, which `max_length` cuts, and `alike` how far both
+    completions begin with the same tokens; None for words. `problems` maps the rows that could not be measured, and
+    are not among the N, to the reason.
     """
 
     unit: str
     prompt: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray
+    alike: np.ndarray | None = None
     whole: np.ndarray | None = None
     problems: Mapping[int, str] = field(default_factory=dict)
 
@@ -218,6 +220,8 @@ class Truncation:
     n_rejected: int
     n_pairs: int  # on at least one side
     n_left_empty: int  # the prompt leaves no token for a completion
+    n_alike: int  # the others whose completions differ as text, and have the same tokens
+    n_told_apart: int  # those whose completions have other tokens
 
 
 def pair_lengths(lengths: Lengths) -> PairLengths:
@@ -235,13 +239,18 @@ def pair_lengths(lengths: Lengths) -> PairLengths:
     )
 
 
-def truncation(lengths: Lengths, max_length: int) -> Truncation | None:
-    """What `max_length` cuts; None where lengths are not in tokens."""
-    if lengths.whole is None:
+def truncation(lengths: Lengths, max_length: int, same: np.ndarray) -> Truncation | None:
+    """What `max_length` cuts; None where lengths are not in tokens. `same`, [N]: both texts are equal."""
+    if lengths.whole is None or lengths.alike is None:
         return None
     cut = lengths.whole > max_length
     left_empty = lengths.whole - np.stack([lengths.chosen, lengths.rejected]) >= max_length
-    counts = (*cut.sum(axis=1), cut.any(axis=0).sum(), left_empty.any(axis=0).sum())
+    left_empty = left_empty.any(axis=0)
+    room = np.maximum(max_length - lengths.prompt, 0)
+    chosen, rejected = np.minimum(lengths.chosen, room), np.minimum(lengths.rejected, room)
+    alike = (chosen == rejected) & (lengths.alike >= chosen)
+    of_pairs = (cut.any(axis=0), left_empty, ~left_empty & alike & ~same, ~left_empty & ~alike)
+    counts = (*cut.sum(axis=1), *(each.sum() for each in of_pairs))
     return Truncation(max_length, cut.shape[1], *map(int, counts))
 
 

@@ -116,6 +116,8 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
         lengths = counting.Lengths("words", *words.T)
     else:
         lengths = settings.measure(dataset, reader, texts.rows)
+    measured = zip(texts.rows, texts.keys, strict=True)
+    same = np.array([chosen == rejected for i, (_, chosen, rejected) in measured if i not in lengths.problems], bool)
     empty: dict[str, Any] = {
         f"empty_{part}": _found({texts.rows[i]: "" for i in np.flatnonzero(column == 0)})
         for part, column in zip(("prompts", "chosen", "rejected"), words.T, strict=True)
@@ -133,7 +135,7 @@ def audit_split(dataset: Dataset, split: str, settings: Settings) -> tuple[Split
         scores=scores,
         gradient_mass=gradient_mass(gaps, settings.score_gap_threshold, settings.seed),
         lengths=counting.pair_lengths(lengths),
-        truncation=counting.truncation(lengths, settings.max_length),
+        truncation=counting.truncation(lengths, settings.max_length, same),
         duplicates=counting.count_duplicates(texts.keys),
         factors=factors,
         factor_margins=factor_margins(compared),

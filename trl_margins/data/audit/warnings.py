@@ -46,6 +46,8 @@ def why_not(split: SplitAudit, needs: Collection[str]) -> str | None:
             reasons.append(f"{_counted(rows.n, 'row')} cannot be {verb}")
     if split.truncation is not None and 0 < split.truncation.n == split.truncation.n_left_empty:
         reasons.append(f"every prompt fills max_length={split.truncation.max_length}")
+    elif split.truncation is not None and split.truncation.n_alike and not split.truncation.n_told_apart:
+        reasons.append("the completions of every pair have the same tokens")
     if any(name in SCORES for name in needs):
         if split.scores is None:
             reasons.append("needs scores")
@@ -122,6 +124,11 @@ def _of_lengths(split: SplitAudit) -> Iterator[str]:
         yield f"{limit} cuts {_share(truncation.n_pairs, n)}: raise it, or filter out the long ones"
     if truncation.n_left_empty:
         yield f"in {_share(truncation.n_left_empty, n)} the prompt alone fills {limit}: training drops the pair"
+    if truncation.n_alike:
+        yield (
+            f"{_share(truncation.n_alike, n)} have the same tokens twice, although their texts differ: the chat "
+            f"template, the tokenizer or {limit} removes the difference. They have no gap to learn from"
+        )
 
 
 def _of_texts(split: SplitAudit) -> Iterator[str]:

@@ -17,6 +17,7 @@ import gc
 import logging
 import random
 import signal
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,26 @@ def chat_tokenizer(template: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+# tests with many cases of one kind: `make test` has every n-th of them, and `make rehearsal` the others
+MANY = {
+    "test_anchor_groups.test_select_has_the_same_groups": 5,
+    "test_arguments.test_a_collator_that_changes_which_pairs_there_are": 3,
+    "test_bad_data.test_a_data_set": 3,
+    "test_checkpoints.test_half_and_half_is_a_whole": 2,
+    "test_folder.test_a_trainer_that_trains_again_is_a_new_run": 3,
+    "test_pair_log.test_a_line_a_pair": 3,
+    "test_printed.test_flags_in_a_run": 3,
+    "test_ranking.test_every_reward_is_ranked_by_eq_9": 3,
+    "test_recipes.test_the_command_runs_dry": 3,
+    "test_row_tokens.test_what_the_template_reads": 3,
+    "test_run_checks.test_a_recipe_is_right": 3,
+    "test_run_checks.test_an_empty_value_is_unsaid": 2,
+    "test_schemas.test_a_schema_means_the_same_to_every_command": 3,
+    "test_secrets.test_train_and_resume_write_and_print_none": 2,
+    "test_shared_prompt.test_equals_the_standard_pass": 2,
+    "test_trl_features.test_gradient_checkpointing": 3,
+    "test_trl_features.test_methods_on_images": 4,
+}
 VOCABULARY = len(SPECIAL) + 256
 # of Llama's config, and of those like it
 TINY: dict[str, Any] = {
@@ -127,10 +148,17 @@ FIRST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is rehearsed
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In this order: pytest-xdist starts one worker with the first half, where one server forks for all of them."""
     order = {name: number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    seen: Counter[str] = Counter()
+    for item in items:
+        name = f"{item.path.stem}.{getattr(item, 'originalname', '')}"
+        if name in MANY and seen[name] % MANY[name]:
+            item.add_marker("rehearsal")
+        seen[name] += 1
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -471,12 +471,19 @@ def test_several_fractions_are_measured_once(tiny_model, tmp_path, capsys):
     assert list(again) == list(first)  # ranked anew, in the place of the earlier ranking
     assert main([*argv, "--fraction", "0.3", "--output_dir", str(tmp_path / "both")]) == 0
     assert "of an earlier call, and not of this one: random-30.jsonl, random-50.jsonl" in capsys.readouterr().out
-    for read, out in (("both/stable-50.jsonl", "both"), ("one/st*.jsonl", "one"), ("one", "one")):
+    for read, out in (("both/stable-50.jsonl", "both"), ("one/all.jsonl", "one"), ("one", "one"), ("", "one")):
         before = {file: file.read_bytes() for file in (tmp_path / out).iterdir()}
         more = ["--fraction", "0.3", "0.5"] if out == "both" else []
-        with pytest.raises(ValueError, match="is read, and would be lost: name another f"):
+        with pytest.raises(ValueError, match="is read, and would be lost: name another"):
             main([*argv, "--dataset_name", str(tmp_path / read), "--output_dir", str(tmp_path / out), *more])
         assert before == {file: file.read_bytes() for file in (tmp_path / out).iterdir()}
+    with pytest.raises(ValueError, match=r"fraction has a share twice \(\[0.3, 0.3\]\): name each once"):
+        main([*argv, "--fraction", "0.3", "0.3", "--output_dir", str(tmp_path / "none")])
+    shutil.copytree(tmp_path / "one", tmp_path / "beside")
+    (tmp_path / "beside" / "all.jsonl").rename(tmp_path / "beside" / "train.jsonl")
+    for name in ("stable", "unstable", "random"):
+        (tmp_path / "beside" / f"{name}.jsonl").unlink()
+    assert main([*argv, "--dataset_name", str(tmp_path / "beside"), "--output_dir", str(tmp_path / "beside")]) == 0
     with pytest.raises(ValueError, match=r"leave a row of 10, not 0\.01"):
         main([*argv, "--fraction", "0.5", "0.01", "--output_dir", str(tmp_path / "none")])
 

@@ -863,6 +863,7 @@ def test_a_stream_that_had_begun_again_is_not_resumed(tiny_model, tokenizer, tmp
     assert run(6) == 10
 
 
+@pytest.mark.rehearsal
 def test_what_all_processes_share(tiny_model, tokenizer, tmp_path, monkeypatch):
     """The settings of a process that a script made otherwise: each is named."""
 

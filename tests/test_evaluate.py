@@ -737,3 +737,24 @@ def test_the_tables_of_two_models_in_full():
     }
     hear(model_tables(models, 1.5, "sum", {"one": {"case_method": "gappo"}}))
     hear(model_tables({model: {"a": of["held out"]} for model, of in models.items()}, 1.5, "sum"))
+
+
+def test_most_scores_reversed_is_said(caplog):
+    rows = [
+        {"prompt": "q", "chosen": f"a{i}", "rejected": f"b{i}", "score_chosen": 1.0, "score_rejected": i}
+        for i in range(6)
+    ]
+    evaluation_set(Dataset.from_list(rows), "odd")
+    assert "in 4 of 6 odd pairs the rejected completion scores higher: check that score_chosen" in caplog.text
+    caplog.clear()
+    evaluation_set(Dataset.from_list(rows[:3]), "even")
+    assert "scores higher" not in caplog.text
+
+
+def test_lists_beside_pairs_are_said(caplog):
+    pairs = {"chosen": "a", "rejected": "b"}
+    rows = [{"prompt": "q", "responses": ["a", "b"], "scores": [2.0, 1.0], **pairs}] * 3
+    assert evaluation_set(Dataset.from_list(rows), "both").kind == "listwise"
+    assert (
+        "both: its lists (responses, scores) are measured, and not the pairs (chosen, rejected) beside" in caplog.text
+    )

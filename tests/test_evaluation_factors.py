@@ -557,3 +557,17 @@ def test_words_of_which_letters_are_left_out(chosen, metric, caplog):
     found = add_evaluation_factor(Dataset.from_list(rows), metric)["evaluation_factor"][0]
     assert 0 < found < 1
     assert ("of the letters in the completions are none of a–z or 0–9" in caplog.text) == is_said
+
+
+def test_unlike_texts_without_a_word_are_said(caplog):
+    """Of which jaccard takes two for equal, and ROUGE none; few enough that nothing else is said."""
+    rows = [{"prompt": "q", "chosen": f"the fox {i} jumps", "rejected": f"the dog {i} sleeps"} for i in range(60)]
+    rows[3] |= {"chosen": "これは青です。", "rejected": "犬が走っている。"}
+    rows[5] |= {"chosen": "青", "rejected": "青"}
+    rows[6] |= {"chosen": "the same", "rejected": "The same!"}
+    for metric, values in (("jaccard", [1, 1, 1]), ("rougeL", [0, 0, 1])):
+        caplog.clear()
+        found = add_evaluation_factor(Dataset.from_list(rows), metric)
+        assert [found["evaluation_factor"][i] for i in (3, 5, 6)] == values
+        said = "given: 1 of 60 pairs have the evaluation factor 1, as if both texts were equal, because neither has a"
+        assert (said in caplog.text) == (metric == "jaccard")

@@ -87,6 +87,13 @@ def test_an_archive_by_another_name(name, content, kind, tmp_path):
         load_splits(str(tmp_path / name))
 
 
+def test_a_pdf_by_another_name(tmp_path):
+    for name in ("pairs.csv", "pairs.json"):
+        (tmp_path / name).write_bytes(b"%PDF-1.7\n%\xe2\xe3")
+        with pytest.raises(ValueError, match=rf"{name} is a PDF by its content"):
+            load_splits(str(tmp_path / name))
+
+
 def test_a_workbook_by_another_name(tmp_path):
     (tmp_path / "pairs.csv").write_bytes(archive("zip", "xl/workbook.xml"))
     with pytest.raises(ValueError, match=r"pairs.csv is an Excel workbook by its content: export the sheet as CSV"):

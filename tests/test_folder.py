@@ -181,6 +181,14 @@ def test_files_of_ones_own_are_not_lost(name, tiny_model, tmp_path, caplog):
     assert f"has files of the names that a run writes: {name} are now in {kept}" in caplog.text
 
 
+def test_results_of_an_evaluation_before_training_stay(tiny_model, tmp_path):
+    """transformers' `save_metrics` adds to what is there."""
+    trainer = build(tiny_model, tmp_path)
+    trainer.save_metrics("eval", {"eval_loss": 1.0})
+    trainer.save_metrics("train", trainer.train().metrics)
+    assert {"eval_loss", "train_loss"} <= json.loads((tmp_path / "all_results.json").read_text()).keys()
+
+
 @pytest.mark.parametrize("method", ["gamma-po", "amapo"])
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_trainer_that_trains_again_is_a_new_run(method, stopped, tiny_model, tmp_path, caplog):

@@ -791,6 +791,7 @@ def test_figures(two_splits, tmp_path, monkeypatch):
         main(["inspect", two_splits, "--plot", str(tmp_path / "audit.png")])
 
 
+@pytest.mark.rehearsal
 def test_the_figures_beside_the_histograms(two_splits, tmp_path, capsys, monkeypatch):
     argv = ["inspect", two_splits, "--ef_metrics", "all", "--plot", str(tmp_path / "audit.png")]
     assert main(argv) == 0

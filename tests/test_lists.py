@@ -232,6 +232,11 @@ FORMS = {
         {"score_columns": ["safer_response_id"]},
         [("q", {("a", 1.0, None), ("b", 0.0, None)})],
     ),
+    "scores beside a safer answer": (
+        [{"prompt": "q", "response_0": "a", "response_1": "b", "score_0": 3, "score_1": 7, "safer_response_id": 0}],
+        {},
+        [("q", {("a", 3.0, None), ("b", 7.0, None)})],
+    ),
     "nvidia/HelpSteer2, preferences": (
         [
             {"split": "train", "prompt": f"q{s}", "response_1": "a", "response_2": "b", "preference_strength": s}

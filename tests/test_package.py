@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from conftest import METHODS_AND_BASES, OWN_METHODS
+from conftest import MANY, METHODS_AND_BASES, OWN_METHODS
 
 import trl_margins
 from trl_margins.methods import METHODS
@@ -162,6 +162,12 @@ def imports_of(name: str, path: Path) -> set[str]:
 
 def test_every_module_is_in_a_room():
     assert {name.split(".")[0] for name in modules()} == set(ROOMS)
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_test_of_which_most_is_rehearsed_is_there(name):
+    file, _, test = name.partition(".")
+    assert f"\ndef {test}(" in (Path(__file__).parent / f"{file}.py").read_text()
 
 
 def test_every_module_is_changed_by_make_mutants():

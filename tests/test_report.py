@@ -723,6 +723,7 @@ def steps_above(panel: Any) -> list[str]:
     return [axis.get_xlabel() for axis in panel.child_axes]
 
 
+@pytest.mark.rehearsal
 def test_curves_are_over_pairs(run_of):
     """Steps, as logged, times pairs per step; steps above where a step of each run has as many pairs."""
     one, alike, larger, old = (
@@ -835,6 +836,7 @@ def test_color_blind_readers_tell_methods_apart(seen, dark):
     assert distances.min() > 10
 
 
+@pytest.mark.rehearsal
 def test_dark_pictures_have_dark_colors(run_of):
     """No light page's color is left, and the figure is as before."""
     picture = figures.ranking([run_of("gappo")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,6 +155,23 @@ def test_text_is_the_users_message_where_there_is_a_template(folder, tmp_path):
     user = {"role": "user", "content": "a cat?"}
     scores = [alone(folder, [user, {"role": "assistant", "content": text}]) for text in ("yes", "no")]
     assert read(out)[0]["scores"] == pytest.approx(scores, abs=1e-5)
+
+
+def test_what_the_template_leaves_out_is_said(folder, tmp_path, caplog):
+    """A system message, and a key of a message."""
+    shutil.copytree(folder, other := str(tmp_path / "other"))
+    template = "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['content'] + ' ' }}{% endif %}{% endfor %}"
+    (Path(other) / "chat_template.jinja").write_text(template)
+    asked = [{"role": "system", "content": "in French"}, {"role": "user", "content": "a cat?"}]
+    answers = [[{"role": "assistant", "content": text, "reasoning_content": "why"}] for text in ("yes", "no")]
+    data = write(tmp_path / "chat.jsonl", [{"prompt": asked, "responses": answers}])
+    assert (
+        main(["score", data, "--reward_model", other, "--out", str(tmp_path / "s.jsonl"), "--dtype", "float32"]) == 0
+    )
+    assert "the tokens do not spell the text, such as 'in French'" in caplog.text
+    assert (
+        "'reasoning_content' is in 1 rows (the first is row 0), and the chat template does not read it" in caplog.text
+    )
 
 
 def test_text_without_a_template_is_as_in_trls_reward_trainer(folder, tmp_path):

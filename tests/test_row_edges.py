@@ -257,7 +257,7 @@ def test_any_key_of_a_message_that_the_template_does_not_read(tokenizer):
     notes = dict.fromkeys(["id", "msg_id", "timestamp", "hashed_ip", "turn_identifier", "language", "metadata"], "x")
     message = says("assistant", "a", name="Bo", text="t", **notes)  # by whom and when it was written is for nobody
     row = PreferenceRow([says("user", "q")], [[message]] * 2)
-    assert [note.split(" is ")[0] for note in unread([row], tokenizer)] == ["'name'", "'text'"]
+    assert [note.split(" is ")[0] for note in unread([row], tokenizer, [0])] == ["'name'", "'text'"]
 
 
 def test_a_row_has_its_own_tools(tiny_model, tmp_path):

@@ -328,8 +328,8 @@ def test_keys_of_messages_that_the_template_does_not_read():
     }
     for_the_model = {"name": "Bob", "reasoning_content": "since", "tool_calls": [{}], "thought": "hm"}
     rows = [asked_with(**notes), asked_with(**for_the_model)]
-    assert [*unread(rows[:1], chat_tokenizer(CHATML))] == []
-    said = [*unread(rows, chat_tokenizer(CHATML))]
+    assert [*unread(rows[:1], chat_tokenizer(CHATML), [0])] == []
+    said = [*unread(rows, chat_tokenizer(CHATML), range(len(rows)))]
     assert [text.split()[0] for text in said] == [repr(name) for name in sorted(for_the_model)]
     assert said[0].startswith("'name' is in 1 rows (the first is row 1), and the chat template does not read it")
 
@@ -339,7 +339,7 @@ def test_keys_of_messages_that_the_template_does_not_read():
 )
 def test_keys_that_a_template_reads_without_naming_them(template):
     template += "{% endfor %}" * (template.count("{% for") - template.count("{% endfor"))
-    assert [*unread([asked_with(name="Bob")], chat_tokenizer(template))] == []
+    assert [*unread([asked_with(name="Bob")], chat_tokenizer(template), [0])] == []
 
 
 # Parts of a message: these read them one by one, the last as text alone

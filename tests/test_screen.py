@@ -393,6 +393,7 @@ def draws_nothing() -> None:
     figures.PICTURES = ()
 
 
+@pytest.mark.rehearsal
 def test_a_comparison_goes_on_where_it_stopped(tiny_model, pairs, tmp_path):
     """With the same command; a run within it says nothing of what comes next for itself alone."""
     argv = words(tiny_model, pairs, tmp_path, "--eval_strategy", "epoch")

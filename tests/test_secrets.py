@@ -109,6 +109,7 @@ def test_train_and_resume_write_and_print_none(inputs, tmp_path, spelled, capfd,
     assert_no_secret(tmp_path / "out", printed.out + printed.err + caplog.text)
 
 
+@pytest.mark.rehearsal
 def test_dry_run_and_compare_write_and_print_none(inputs, tmp_path, capfd, caplog, one_picture):
     assert cli.main(["train", *flags(inputs, tmp_path / "out"), "--dry_run"]) == 0
     shared = flags(inputs, tmp_path / "out", output_dir=None, eval_dataset_name=inputs[1], eval_strategy="steps")

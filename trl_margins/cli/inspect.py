@@ -20,7 +20,7 @@ from ..disk import write
 from ..report.audit_text import audit_text
 from ..rows import PreferenceRow, RowReader
 from ..rows.scores import find_score_columns
-from ..rows.tokenized import AT_FIRST, log_notes
+from ..rows.tokenized import AT_FIRST, log_notes, log_unread
 from ..rows.tokens import RowTokens, read_batch, tokenize_or_errors
 from .options import LENGTH, OptionsParser, ScoredRowOptions, data_first, option, usage, warn_of_unread
 from .pairs import lists_text, summaries_of_lists
@@ -177,18 +177,20 @@ def in_tokens_of(tokenizer: Any) -> Measure:
             for start in range(0, len(rows), AT_FIRST):
                 numbers = readable[start : start + AT_FIRST]
                 batch = read_batch(reader, rows[start : start + AT_FIRST], numbers)
-                read: list[tuple[PreferenceRow, RowTokens]] = []
+                read: list[tuple[int, PreferenceRow, RowTokens]] = []
                 found = tokenize_or_errors(batch, tokenizer)
                 for number, row, tokens in zip(numbers, batch, found, strict=True):
                     if isinstance(tokens, Exception):
                         problems[number] = f"{reader.where(number)}: {tokens}"
                         continue
-                    read.append((row, tokens))
+                    read.append((number, row, tokens))
                     size, sizes = len(tokens.prompt), [len(completion) for completion in tokens.completions]
                     n_alike = common_prefix_length(*tokens.completions)
                     counts.append((size, *sizes, n_alike, *(size + each for each in sizes)))
                 if start == 0 and read:
-                    log_notes(reader.split, [row for row, _ in read], [tokens for _, tokens in read], tokenizer)
+                    of_rows, kept, theirs = zip(*read, strict=True)
+                    log_unread(reader.split, kept, tokenizer, of_rows)
+                    log_notes(reader.split, kept, theirs, tokenizer, of_rows)
                 bar.update(len(numbers))
         prompt, chosen, rejected, alike, *whole = np.array(counts, int).reshape(-1, 6).T
         return Lengths("tokens", prompt, chosen, rejected, alike, np.array(whole), problems)

@@ -117,7 +117,7 @@ class Project:
 
 
 def migrate(
-    written: Mapping[str, Any], method: str | None = None, base: str | None = None
+    written: Mapping[str, Any], method: str | None = None, base: str | None = None, has_default: bool = True
 ) -> tuple[Settings, list[Note]]:
     """Today's settings for a config file, and what changed. Settings of today are returned unchanged, without notes
     unless the name of the run has another objective than they have.
@@ -126,6 +126,7 @@ def migrate(
         written: the YAML.
         method: `--method`, if given: it overrides the file's objective.
         base: `--base`, if given.
+        has_default: whether a file without an objective trains the default method, and nothing else says one.
 
     Raises:
         ValueError: two keys that contradict each other, a value without a meaning, or an objective that the package
@@ -167,9 +168,9 @@ def migrate(
         how = "named" if project.is_chosen else "not named"
         text = f"{how}; {project.name} by {project.said} → {_said(chosen)}{remark}{doubt}"
         notes.insert(0, Note("method", text, tuple(chosen), project.is_guess or bool(remark)))
-    elif method is None and (word := _another_objective(written)):
+    elif has_default and method is None and (word := _another_objective(written)):
         text = f"not named: gappo, the default, though the name of the run has {word}. Name it (--method)"
-        notes.insert(0, Note("method", text, warns=True))
+        notes.insert(0, Note("method", text, tuple(settings)[:1], warns=True))
     elif notes and method is None:
         notes.insert(0, Note("method", "not named, and no sign of another project's objective: the default"))
     losses = settings.get("loss_type")
@@ -354,10 +355,16 @@ def _words_of_the_run(written: Mapping[str, Any]) -> set[str]:
 
 def _another_objective(written: Mapping[str, Any]) -> str | None:
     """The word for it in the name of a run whose file has no key for an objective."""
-    if any(written.get(key) is not None for key in _OWN_KEYS):
+    from ..registry import method_ids
+
+    if any(written.get(key) is not None for key in _OWN_KEYS) or any(
+        str(key).startswith("score_gap_") for key in written
+    ):
         return None
-    words = _words_of_the_run(written)
-    return None if "gappo" in words else min(words & {"dpo", *_OTHERS}, default=None)
+    names = " ".join(_names_of_the_run(written)).replace("_", "-")
+    known = sorted({"dpo", *filter(None, _OTHERS), *method_ids()})
+    found = [each for each in known if re.search(rf"(?<![a-z]){each}(?![a-z])", names)]
+    return None if not found or "gappo" in found else max(found, key=len)
 
 
 def _names_of_the_run(written: Mapping[str, Any]) -> list[str]:

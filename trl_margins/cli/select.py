@@ -76,6 +76,8 @@ class SelectArguments(AnchorOptions):
         super().__post_init__()
         for fraction in self.fraction:
             NUMBERS["fraction"].check("fraction", fraction)
+        if len({*self.fraction}) < len(self.fraction):
+            raise ValueError(f"fraction has a share twice ({self.fraction}): name each once")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,10 +90,14 @@ def main(argv: Sequence[str]) -> int:
     from ..terms.anchor import ANCHOR_GAP
 
     out = Path(args.output_dir)
+    files = _files(out, args.fraction)
+    source = Path(args.dataset_name).expanduser().resolve()
+    if source.is_dir() and (
+        lost := [each for each in files if each.exists() and each.resolve().is_relative_to(source)]
+    ):
+        raise ValueError(f"{lost[0]} is read, and would be lost: name another output_dir")
     check_writable(out)
-    if Path(args.dataset_name).expanduser().resolve() == out.resolve():
-        raise ValueError(f"{out} is read, and would be lost: name another folder")
-    check_files(_files(out, args.fraction), [args.dataset_name])
+    check_files([each for each in files if not each.is_dir()], [args.dataset_name])
     rows = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
     check_types(rows.features, ".jsonl", args.output_dir)
     for fraction in args.fraction:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ def check_files(outputs: Iterable[str | Path | None], inputs: Iterable[str | Pat
         ValueError: a folder, a file that is named twice, or one that is read.
         OSError: a file that cannot be written.
     """
-    named = [str(name) for name in inputs if "\0" not in str(name)]
-    read = (Path(file) for name in named for file in (name, *glob(name)))
+    read = (Path(name) for name in inputs if "\0" not in str(name))
     places: dict[Path, str] = {name.expanduser().resolve(): "is read, and would be lost" for name in read}
     for file in (Path(name) for name in outputs if name is not None):
         if file.is_dir():

@@ -146,7 +146,7 @@ def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None, data:
     goes_on = resume is True or (resume and Path(resume).resolve().parent == folder.resolve())
     if not goes_on and not config.overwrite_output_dir:
         check_unused(folder)  # now, rather than after the model was loaded
-    elif not goes_on:
+    if not goes_on:
         check_stays(folder, [name for name in data if name])
 
 
@@ -287,7 +287,8 @@ def parse(
     first.add_argument("--dry_run", "--dry-run", nargs="?", const=True, default=False, type=string_to_bool)
     flags, _ = first.parse_known_args(list(argv))
     if settings is None:
-        settings, source = read_settings(flags.config, flags.recipe, flags.method, flags.base)
+        has_default = flags_said(argv).keys().isdisjoint(("weight", "margin", "reward", "loss_type"))
+        settings, source = read_settings(flags.config, flags.recipe, flags.method, flags.base, has_default)
     if isinstance(resumed := settings.get("resume_from_checkpoint"), bool):  # YAML's; the field is text
         settings = {**settings, "resume_from_checkpoint": str(resumed).lower()}
     if flags.dataset_name is not None and settings.get("datasets"):  # TRL would still take the mixture
@@ -310,7 +311,11 @@ def parse(
 
 
 def read_settings(
-    config: str | None, recipe: str | None, method: str | None = None, base: str | None = None
+    config: str | None,
+    recipe: str | None,
+    method: str | None = None,
+    base: str | None = None,
+    has_default: bool = False,
 ) -> tuple[Settings, str]:
     """The settings of `--config` or `--recipe`, migrated, and the file; nothing without either."""
     check_text("config", config)
@@ -319,7 +324,7 @@ def read_settings(
         from .recipes import recipe_path
 
         source = str(recipe_path(recipe))
-    settings, notes = migrate(read_yaml(source), method, base) if source else ({}, [])
+    settings, notes = migrate(read_yaml(source), method, base, has_default) if source else ({}, [])
     for note in notes:
         logger.log(logging.WARNING if note.warns else logging.INFO, "%s", note)
     return settings, source

@@ -27,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from ..checks import RepeatedKeyError, without_repeats
 from .local_files import builder_of
 
+_OF_ROWS = {"prompt", "chosen", "rejected", "responses"}  # columns
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
 _OF_ZSTD = (import_module("zstandard").ZstdError,) if ZSTANDARD_AVAILABLE else ()
@@ -214,12 +215,13 @@ def rows_inside(splits: Mapping[str, Any]) -> str | None:
     for row in filter(None, map(_only_row, splits.values())):
         firsts = {name: next(iter(value), None) for name, value in row.items() if isinstance(value, list)}
         for name, inside in firsts.items():
-            if isinstance(inside, Mapping) and inside.keys() & {"prompt", "chosen", "rejected", "responses"}:
+            if isinstance(inside, Mapping) and inside.keys() & _OF_ROWS:
                 return f"with its rows under {name!r}"
         of_columns = all(isinstance(value, Mapping) and "0" in value for value in row.values())
-        of_columns |= row.keys() <= {"columns", "index", "data"} and {"columns", "data"} <= row.keys()
-        if all(name.isdigit() and isinstance(value, Mapping) for name, value in row.items()):
-            return "of rows under their numbers, as pandas writes it without orient='records', lines=True"
+        if row.keys() <= {"columns", "index", "data"} and {"columns", "data"} <= row.keys():
+            return "with its rows under 'data'"
+        if all(isinstance(value, Mapping) and value.keys() & _OF_ROWS for value in row.values()):
+            return "of rows, each under its index, as pandas writes it without orient='records', lines=True"
         # a prompt that is a list of texts is no prompt; of messages, it is a list of lists
         inside = next((firsts[name] for name in ("prompt", "chosen") if firsts.get(name) is not None), {})
         if of_columns or (len(firsts) == len(row) and not isinstance(inside, Mapping)):

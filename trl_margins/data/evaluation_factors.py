@@ -221,6 +221,8 @@ def add_columns(
     found = [check_evaluation_factors(scored[column], column, reader.split) for column in of_words]
     if any(few_words(each.n, each.n_zero, each.n_one) is None for each in found):
         _warn_of_other_letters(dataset, reader)
+        for column in of_words:
+            _warn_of_no_words(scored, column, reader)
     return with_format_of(scored, dataset, *columns)
 
 
@@ -237,6 +239,20 @@ def _warn_of_other_letters(dataset: Dataset, reader: RowReader) -> None:
             "%s: %.0f %% of the letters in the completions are none of a–z or 0–9, and the evaluation factor compares "
             "what is left of the words without them; BERTScore may be the better metric",
             *(reader.split, 100 * others / letters),
+        )
+
+
+def _warn_of_no_words(scored: Dataset, column: str, reader: RowReader) -> None:
+    """Of pairs that a metric takes for equal since neither text has a word that it knows."""
+    equal = np.flatnonzero(np.asarray(scored[column][:]) == 1)[:_LOOKED_AT].tolist()
+    rows = read_batch(reader, scored.with_format(None).select(equal)[:], equal)
+    texts = [completion_texts(row, implicit=reader.prompt_column is None) for row in rows]
+    found = [i for i, (one, other) in zip(equal, texts, strict=True) if one != other and not _words(one + other)]
+    if found:
+        logger.warning(
+            "%s: %d of %d pairs have the evaluation factor 1, as if both texts were equal, because neither has a word "
+            "made of a–z or 0–9 (the first is row %d); BERTScore may be the better metric",
+            *(reader.split, len(found), len(scored), found[0]),
         )
 
 

@@ -87,6 +87,8 @@ def check_format(file: Path, is_compressed: bool) -> None:
     begin = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:40]
     if begin.lower().startswith((b"<!doctype", b"<html")):
         raise ValueError(f"{file.name} is a web page, perhaps one that says why there is no file: get the file itself")
+    if begin.startswith(b"%PDF"):
+        raise ValueError(f"{file.name} is a PDF by its content: get the data in one of the formats that are read")
     is_pointer = begin.startswith(b"version https://git-lfs")  # of which `check_file` knows more
     is_text = begin and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in begin)
     if binary and is_text and not found and not is_pointer:

@@ -27,7 +27,7 @@ from ..forward.shared_rows import shared_rows, width_step
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
 from ..rows import PreferenceRow, tokenize
 from ..rows.cpo_tokens import CPOTokenizer
-from ..rows.tokenized import AT_FIRST, log_notes
+from ..rows.tokenized import AT_FIRST, log_notes, log_unread
 from ..rows.tokens import each_or_error, without_errors
 from .vocabularies import check_ids
 
@@ -209,6 +209,7 @@ def completion_tokens(
     def where(i: int) -> str:
         return f"row {i} of {name}"
 
+    log_unread(name, rows, tokenizer)
     limit, emptied = f"max_length={max_length}", ""
     if model.config.is_encoder_decoder:
         found = _cpo_tokens(tokenizer, rows, where, max_length)

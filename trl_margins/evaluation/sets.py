@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from datasets import Dataset, Value
@@ -17,7 +17,15 @@ from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredLists, row_of
 from ..rows.messages import Message, is_list_of, says
 from ..rows.opened import first_row, is_blank
-from ..rows.scores import ScoreError, check_scores, find_score_columns, problem_of, refuse_class_labels, warn_of_doubts
+from ..rows.scores import (
+    ScoreError,
+    check_scores,
+    find_score_columns,
+    problem_of,
+    refuse_class_labels,
+    report_scores,
+    warn_of_doubts,
+)
 from .reward_bench import SUBSETS
 from .rm_bench import STYLES, domain_of
 
@@ -72,6 +80,12 @@ def evaluation_set(
     refuse_images(dataset, f"{name}: completions are scored")
     form = list_form(columns, score_columns, prompt_column)
     if form is not None and (form.is_plain or not {"chosen", "rejected"} <= columns):
+        if {"chosen", "rejected"} <= columns:
+            logger.warning(
+                "%s: its lists (responses, scores) are measured, and not the pairs (chosen, rejected) beside them: "
+                "for those, remove the column responses",
+                name,
+            )
         as_chat = as_chat and not form.is_plain
         if as_chat:
             logger.info("%s: texts are turns of a chat, for the model's template", name)
@@ -109,7 +123,8 @@ def _pairs(
         warn_of_doubts(columns, dataset.column_names, name)
         refuse_class_labels(dataset, columns, name)
         try:
-            check_scores(dataset, columns, name)
+            summary = check_scores(dataset, columns, name)
+            report_scores(replace(summary, n_changed=0), columns, name)  # that is in float32, and these are not
         except ScoreError as error:
             logger.warning("%s; pairs without scores count in pwa_all alone", error)
         pairs = [columns.read(row) for row in dataset.select_columns(list(columns.names))]

@@ -30,7 +30,7 @@ BETTER = ("better_response_id",)  # PKU-SafeRLHF's, by helpfulness
 SAFER = ("safer_response_id",)
 STRENGTH = ("preference_strength",)  # HelpSteer2's: negative where the first one is better
 VOTE = ("winner_model_a", "winner_model_b", "winner_tie")
-VOTES = (WINNER, VOTE, BETTER, SAFER, STRENGTH)
+VOTES = (WINNER, VOTE, BETTER, STRENGTH, SAFER)  # the last only where it is named
 RESPONSE = ("response", "completion", "answer")
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORE = ("score", "rating", "reward", "overall_score", HELPSTEER[0], "rank")
@@ -131,7 +131,7 @@ def list_form(
             continue
         models = tuple(name for name in ("model_a", "model_b") if name in names)
         models = models if len(models) == 2 else ()
-        votes = (each for each in VOTES if names.issuperset(each) and given in ((), each))
+        votes = (each for each in ((given,) if given else VOTES[:-1]) if each in VOTES and names.issuperset(each))
         if vote := next(votes, None):
             return ListForm("two", asked, pair, vote, models)
         scores = given or ("score",)
@@ -165,6 +165,8 @@ def why_no_lists(
         return f"{split}: there are answers but no scores, {only}: {fix}, or {otherwise}"
     if {"chosen", "rejected"} <= {*names}:
         why = "so these are pairs already, which can be trained on as they are"
+    elif score_columns and list_form(names, None, prompt_column) is not None:
+        why = f"and {score_columns} are no scores of these lists, which have their own: leave score_columns out"
     else:
         why = f"and lists have {FORMS}; if the prompt has another name, set prompt_column (--prompt_column)"
     return f"{split}: its columns are {list(names)}, {why}"

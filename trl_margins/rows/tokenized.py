@@ -210,38 +210,66 @@ def look_at_first_rows(opened: OpenedSet, processing_class: Any, cpo_max_length:
         return
     rows, split = list(islice(opened, AT_FIRST)), opened.reader.split
     ours = tokenize(rows, processing_class, opened.reader.where)
+    log_unread(split, rows, processing_class)
     log_notes(split, rows, ours, processing_class)
     if cpo_max_length is not None:
         cpo = CPOTokenizer(None, processing_class, cpo_max_length, None, is_encoder_decoder=False)
         _compare_with_cpo(split, rows, [cpo_columns(tokens, cpo_max_length) for tokens in ours], cpo)
 
 
-def log_notes(name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], processing_class: Any) -> None:
-    """Logs what the tokens of the first rows of a set, of this name, have that a user may not expect."""
-    for note in unread(rows, processing_class):
+def log_unread(
+    name: str, rows: Sequence[PreferenceRow], processing_class: Any, numbers: Sequence[int] | None = None
+) -> None:
+    """Logs what the chat template does not read. The arguments are those of `log_notes`."""
+    for note in unread(rows, processing_class, range(len(rows)) if numbers is None else numbers):
         logger.warning("%s: %s", name, note)
+
+
+def log_notes(
+    name: str,
+    rows: Sequence[PreferenceRow],
+    ours: Sequence[RowTokens],
+    processing_class: Any,
+    numbers: Sequence[int] | None = None,
+) -> None:
+    """Logs what the tokens of the first rows of a set have that a user may not expect.
+
+    Args:
+        name: of the set.
+        rows: N of them, which could be read.
+        ours: [N] their tokens.
+        numbers: [N] their numbers in the set; those from 0 on by default.
+    """
+    numbers = range(len(rows)) if numbers is None else numbers
+    log_unspelled(name, rows, ours, processing_class)
+    _log_tails(name, rows, [tokens.tail for tokens in ours], processing_class, numbers)
+    tokenizer = tokenizer_of(processing_class)
+    _log_ends(name, rows, ours, tokenizer, numbers)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if doubled := [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]:
+        logger.warning(
+            f"{name}: {len(doubled)} of the first {len(rows)} rows begin with two begin tokens (the first is row "
+            f"{numbers[doubled[0]]}): the text has one already, and the tokenizer adds one. Remove it from the text"
+        )
+
+
+def log_unspelled(name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], processing_class: Any) -> None:
+    """Warns of texts that are not in the tokens. The arguments are those of `log_notes`."""
     found = [_unspelled(*each, processing_class) for each in zip(rows, ours, strict=True)]
     if lost := list(filter(None, found)):
         logger.warning(
             f"{name}: in {len(lost)} of the first {len(rows)} rows the tokens do not spell the text, such as "
             f"{lost[0]}: look at the chat template and the tokenizer"
         )
-    _log_tails(name, rows, [tokens.tail for tokens in ours], processing_class)
-    tokenizer = tokenizer_of(processing_class)
-    _log_ends(name, rows, ours, tokenizer)
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if doubled := [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]:
-        logger.warning(
-            f"{name}: {len(doubled)} of the first {len(rows)} rows begin with two begin tokens (the first is row "
-            f"{doubled[0]}): the text has one already, and the tokenizer adds one. Remove it from the text"
-        )
 
 
-def _log_ends(name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], tokenizer: Any) -> None:
+def _log_ends(
+    name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], tokenizer: Any, numbers: Sequence[int]
+) -> None:
     """Warns of completions that end twice, or with nothing that a model could stop at."""
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
     twice, never = [], []
-    for i, (row, tokens) in enumerate(zip(rows, ours, strict=True)):
+    for i, row, tokens in zip(numbers, rows, ours, strict=True):
         sides = [*zip(row.completions, tokens.completions, strict=True)]
         if any(_ends_twice(ids, special, tokenizer) for _, ids in sides):
             twice.append(i)
@@ -302,7 +330,13 @@ def _letters(text: str) -> str:
     return "".join(normalize("NFKD", text).casefold().split())
 
 
-def _log_tails(name: str, rows: Sequence[PreferenceRow], tails: Sequence[list[int]], processing_class: Any) -> None:
+def _log_tails(
+    name: str,
+    rows: Sequence[PreferenceRow],
+    tails: Sequence[list[int]],
+    processing_class: Any,
+    numbers: Sequence[int],
+) -> None:
     """Logs prompts whose last tokens are different before a completion."""
     texts = {i: processing_class.decode(tail) for i, tail in enumerate(tails) if tail}
     if not texts:
@@ -312,8 +346,8 @@ def _log_tails(name: str, rows: Sequence[PreferenceRow], tails: Sequence[list[in
     first = min(texts)
     message = (
         f"{name}: in {len(texts)} of the first {len(rows)} rows the prompt alone ends otherwise than before its "
-        f"completion (the first is row {first}, which alone ends with {texts[first]!r}): the completion begins at the "
-        "first different token"
+        f"completion (the first is row {numbers[first]}, which alone ends with {texts[first]!r}): the completion "
+        "begins at the first different token"
     )
     if asked:
         message += (

@@ -255,31 +255,31 @@ def tokenizer_of(processing_class: Any) -> Any:
     return getattr(processing_class, "tokenizer", processing_class)
 
 
-def unread(rows: Iterable[PreferenceRow], processing_class: Any) -> Iterator[str]:
-    """What of the rows the chat template does not read, one sentence each."""
-    rows = list(rows)
-    of_text = [number for number, row in enumerate(rows) if row.template and not row.is_conversational]
+def unread(rows: Sequence[PreferenceRow], processing_class: Any, numbers: Sequence[int]) -> Iterator[str]:
+    """What of the rows of these numbers the chat template does not read, one sentence each."""
+    of_text = [i for i, row in enumerate(rows) if row.template and not row.is_conversational]
     if of_text:
-        names = ", ".join(sorted({repr(name) for number in of_text for name in rows[number].template}))
+        names = ", ".join(sorted({repr(name) for i in of_text for name in rows[i].template}))
         yield (
-            f"{len(of_text)} rows of text (the first is row {of_text[0]}) have {names}, which only a chat "
+            f"{len(of_text)} rows of text (the first is row {numbers[of_text[0]]}) have {names}, which only a chat "
             "template reads: the model sees nothing of it. Write their prompts and completions as messages"
         )
     given = getattr(processing_class, "chat_template", None) or ""
     template = "\n".join(given.values()) if isinstance(given, Mapping) else str(given)  # one of several by name
     found: dict[str, list[int]] = {}
-    chats = [row for row in rows if row.is_conversational]
-    for number, row in enumerate(chats):
+    for i, row in enumerate(rows):
+        if not row.is_conversational:
+            continue
         messages: Iterator[Any] = chain(row.prompt, *row.completions)
         keys = {key for message in messages for key, value in message.items() if is_for_the_model(key, value)}
         for name in (*row.template, *sorted(keys)):
-            found.setdefault(name, []).append(number)
-    for name, numbers in found.items():
+            found.setdefault(name, []).append(i)
+    for name, places in found.items():
         is_named = re.search(rf"\b{re.escape(name)}\b", template)
-        if not is_named and _is_unread(name, chats[numbers[0]], processing_class):
+        if not is_named and _is_unread(name, rows[places[0]], processing_class):
             yield (
-                f"{name!r} is in {len(numbers)} rows (the first is row {numbers[0]}), and the chat template does not "
-                "read it: the model sees nothing of it. Use a template that does (trl-margins train has "
+                f"{name!r} is in {len(places)} rows (the first is row {numbers[places[0]]}), and the chat template "
+                "does not read it: the model sees nothing of it. Use a template that does (trl-margins train has "
                 "--chat_template FILE), or leave it out"
             )
 

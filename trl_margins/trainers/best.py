@@ -18,6 +18,7 @@ from ..evaluation.tables import RANKING
 from ..objective import Objective
 from ..recording.metrics import STATISTICS
 from ..report.card import SetFacts
+from ..terms import Term
 from .base import MarginTrainer
 from .folder import settings_before
 from .whole import fault_of
@@ -32,10 +33,10 @@ _LOGGED = {
     "logps": ("chosen", "rejected"),
     "logits": ("chosen", "rejected"),
 }
-_OF_BASE = {"cpo": ("nll_loss",), "dpo": ("entropy", "mean_token_accuracy")}
+_OF_BASE = {"cpo": ("nll_loss",), "dpo": ("entropy", "mean_token_accuracy", "num_tokens")}
 _OF_A_CHOICE = ("greater_is_better", "eval_min_score_gap")
 _NO_SET = ("nll_loss", "aux_loss")  # not the loss of a set called "nll"
-_OF_TRANSFORMERS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
+_OF_TRANSFORMERS = ("runtime", "samples_per_second", "steps_per_second")
 
 
 def check_metric(config: Any, objective: Objective) -> None:
@@ -55,7 +56,8 @@ def check_metric(config: Any, objective: Objective) -> None:
 
 def _logged(config: Any, objective: Objective) -> dict[str, tuple[str, ...]]:
     """What evaluations log, by group, beside what transformers does."""
-    of_terms = ["weights"] if objective.terms else []  # a margin may drop pairs, which is a weight
+    drops = any(type(term).keeps is not Term.keeps for term in objective.margins)  # pairs, which is a weight
+    of_terms = ["weights"] * drops
     for kind, terms in (("weights", objective.weights), ("target_margins", objective.margins)):
         of_terms += [kind] * bool(terms) + [f"{kind}/{term.name}" for term in terms if len(terms) > 1]
     return {**_LOGGED, "": (*_LOGGED[""], *_OF_BASE[config._base]), **dict.fromkeys(of_terms, STATISTICS)}
@@ -100,7 +102,8 @@ def choose_metric(
     if wanted not in metrics:
         of_set = max((each for each in prefixes.values() if wanted.startswith(each)), key=len, default="eval_")
         name = wanted.removeprefix(of_set)
-        logged = _logged(config, objective)
+        scored = any(each.score_columns for name, each in facts.items() if prefixes[name] == of_set)
+        logged = _logged(config, objective if scored else objective.without_scores)
         if not (has_own_metrics or config.eval_strategy == IntervalStrategy.NO or _is_in(logged, name)):
             group = name.rpartition("/")[0]
             near = [f"{of_set}{group}/{each}" for each in logged.get(group, ())] if group else metrics

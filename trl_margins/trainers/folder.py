@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME
 
 from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE, RUN_FILE
@@ -35,7 +36,7 @@ _TELLING = (
     *("tokenizer.json", "tokenizer_config.json", "chat_template.*", "additional_chat_templates"),
 )
 _OTHERS = (
-    *(RUN_FILE, "config.json", "generation_config.json", *_INDEX),
+    *(RUN_FILE, CONFIG_NAME, "generation_config.json", *_INDEX),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("all_results.json", "train_results.json", "eval_results.json", "pair_log-*.csv"),
@@ -235,15 +236,15 @@ def check_stays(folder: Path, names: list[str]) -> None:
     for name in names:
         if any(Path(name).resolve().is_relative_to(path) for path in moved):
             raise ValueError(
-                f"{name} is in output_dir {folder}, among the files of an earlier run, which would be moved to make "
-                "room: name another output_dir, or move it out of there"
+                f"{name} is in output_dir {folder}, among the files that would be moved to make room: name another "
+                "output_dir, or move it out of there"
             )
 
 
 def _of_earlier_run(folder: Path) -> list[Path]:
     """All that `make_room` moves, among it files that a user has written and a run would write over."""
-    found = _matching(folder, (*_TELLING, *_OTHERS, CARD, FIGURES))
-    return [] if [path.name for path in found] == [RUN_FILE] else found
+    of_a_run = (*_TELLING, *_OTHERS) if earlier_run(folder) else (CONFIG_NAME,)
+    return _matching(folder, (*of_a_run, CARD, FIGURES))
 
 
 def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:

@@ -540,12 +540,11 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         return {**given, "train_dataset": sets.train, "eval_dataset": sets.eval}
 
     def _adds_metrics(self, given: Mapping[str, Any]) -> bool:
-        """Whether a user's code may: a function, a callback, a term, or a trainer's own class."""
+        """Whether a user's code may: a function, a callback, or a trainer's own class."""
         of_users = [
             type(self),
             *(each if isinstance(each, type) else type(each) for each in given.get("callbacks") or ()),
         ]
-        of_users += [type(term) for term in self.objective.terms]
         is_own = any(not each.__module__.startswith(("trl_margins.", "transformers.", "trl.")) for each in of_users)
         return is_own or given.get("compute_metrics") is not None
 

@@ -177,7 +177,8 @@ def _check_adapter(model: Any, args: Any) -> None:
                 f"the adapter is a {config.peft_type.value} one, which asks for the task of each row, and no "
                 "preference trainer gives it: take PromptTuningConfig or LoraConfig"
             )
-        if config.peft_type in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE) and args.gradient_checkpointing:
+        # the second is not in the oldest PEFT
+        if config.peft_type.value in ("PREFIX_TUNING", "CARTRIDGE") and args.gradient_checkpointing:
             raise ValueError(
                 f"the adapter is a {config.peft_type.value} one, whose keys and values come in the cache, and "
                 "gradient_checkpointing=True turns the cache off: set gradient_checkpointing=False"

@@ -107,19 +107,19 @@ def test_score_gap_weight_against_numpy(transform, threshold, reference, normali
 
 
 def test_a_threshold_keeps_what_reaches_it():
-    """At it, and at the next numbers of its dtype on either side; in 16 bits the gap itself is a float32."""
+    """At it, and at the next numbers of its dtype on either side, as decimals round."""
     for dtype in (torch.float64, torch.float32):
         at = torch.tensor(2.0, dtype=dtype)
         infinity = torch.tensor(math.inf, dtype=dtype)
-        gaps = torch.stack([torch.nextafter(at, -infinity), at, torch.nextafter(at, infinity)])
+        gaps = torch.stack([at - 1e-6, torch.nextafter(at, -infinity), at, torch.nextafter(at, infinity)])
         zeros = torch.zeros_like(gaps)
         for transform in ("hard", "linear", "quadratic", "exponential"):
             weight = score_gap_weight(gaps, zeros, transform, 2.0)
-            assert (weight > 0).tolist() == [False, True, True]
+            assert (weight > 0).tolist() == [False, True, True, True]
             term = ScoreGapWeight(transform, 2.0)
-            assert term.keeps({"score_chosen": zeros, "score_rejected": gaps}).tolist() == [False, True, True]
+            assert term.keeps({"score_chosen": zeros, "score_rejected": gaps}).tolist() == [False, *[True] * 3]
     assert (
-        ScoreGapWeight().keeps({"score_chosen": gaps, "score_rejected": gaps + 1e-3 * zeros}).tolist() == [False] * 3
+        ScoreGapWeight().keeps({"score_chosen": gaps, "score_rejected": gaps + 1e-3 * zeros}).tolist() == [False] * 4
     )
     kept = [ScoreGapWeight(threshold=threshold).keeps_only for threshold in (None, 0.0, 1.5)]
     assert kept[0] == kept[1] == "pairs with a score gap other than 0"

@@ -623,7 +623,7 @@ def test_a_saved_set_whose_split_has_no_rows(folder):
     assert found["test"].features == found["train"].features == load_splits(str(folder / "none"))["train"].features
 
 
-@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", ["parquet", "stream.arrow", "file.arrow"])
 @pytest.mark.parametrize(
     ("names", "more", "error"),
     [
@@ -642,7 +642,8 @@ def test_columns_that_are_not_read(kind, names, more, error, folder):
     if kind == "parquet":
         pq.write_table(table, file)
     else:
-        with pa.ipc.new_stream(file, table.schema) as out:
+        opened = pa.ipc.new_stream if kind == "stream.arrow" else pa.ipc.new_file
+        with opened(file, table.schema) as out:
             out.write_table(table)
     with pytest.raises(ValueError, match=f"x.{kind}{error}"):
         load_splits(str(file))

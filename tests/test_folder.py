@@ -181,6 +181,18 @@ def test_files_of_ones_own_are_not_lost(name, tiny_model, tmp_path, caplog):
     assert f"has files of the names that a run writes: {name} are now in {kept}" in caplog.text
 
 
+def test_notes_of_ones_own_outlive_a_resume(tiny_model, tmp_path, caplog):
+    build(tiny_model, tmp_path, max_steps=4).train()
+    card = (tmp_path / "README.md").read_text()
+    build(tiny_model, tmp_path, max_steps=5).train(resume_from_checkpoint=True)
+    assert not (tmp_path / "_previous-1").exists()
+    (tmp_path / "README.md").write_text("six weeks")
+    build(tiny_model, tmp_path, max_steps=6).train(resume_from_checkpoint=True)
+    assert (tmp_path / "_previous-1" / "README.md").read_text() == "six weeks"
+    assert (tmp_path / "README.md").read_text()[:100] == card[:100]
+    assert "has files of the names that a run writes: README.md are now in" in caplog.text
+
+
 def test_results_of_an_evaluation_before_training_stay(tiny_model, tmp_path):
     """transformers' `save_metrics` adds to what is there."""
     trainer = build(tiny_model, tmp_path)

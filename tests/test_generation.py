@@ -537,6 +537,17 @@ def test_equal_prompts_are_answered_once(tokenizer, tmp_path, caplog):
     assert "train: 1 of 3 prompts occur before, and are answered once" in [r.getMessage() for r in caplog.records]
 
 
+def test_what_the_template_leaves_out_of_prompts_is_said(tokenizer, tmp_path, caplog):
+    template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] + ' ' }}{% endif %}{% endfor %}"
+    asked = [{"role": "system", "content": "in French"}, {"role": "user", "content": "a cat?", "name": "Bob"}]
+    for prompt, is_said in ((asked, True), (asked[1:], False), ("a cat?", False)):
+        caplog.clear()
+        model = Answering("m", chat_tokenizer(template), Says([[[2]]]))
+        answer([PreferenceRow(prompt, [])], model, Sampling(1), Store(tmp_path / f"{len(prompt)}.jsonl", {}))
+        assert ("the tokens do not spell the text, such as 'in French'" in caplog.text) == is_said
+        assert ("'name' is in 1 rows (the first is row 0)" in caplog.text) == (prompt != "a cat?")
+
+
 def test_prompts_without_room_are_left_out(tokenizer, tmp_path, caplog):
     rows = [PreferenceRow(text, []) for text in ("a" * 20, "b")]
     engine = Says([[[2]]])

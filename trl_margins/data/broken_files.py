@@ -325,7 +325,9 @@ def _problem_of_columns(file: Path) -> str | None:
             schema = pq.read_schema(file)
         else:
             with pa.memory_map(str(file)) as source:
-                schema = pa.ipc.open_stream(source).schema
+                opened = pa.ipc.open_file if source.read(6) == b"ARROW1" else pa.ipc.open_stream
+                source.seek(0)
+                schema = opened(source).schema
     except (OSError, pa.ArrowException):
         return None
     if twice := [name for name, count in Counter(schema.names).items() if count > 1]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 
 from ..rows import PreferenceRow, RowError, tokenize
 from ..rows.limited import limited
+from ..rows.tokenized import AT_FIRST, log_unread, log_unspelled
+from ..rows.tokens import RowTokens
 from .local import Answers
 from .sampling import Prompt, Sampling
 from .store import Store, key_of
@@ -81,10 +83,12 @@ def answer(
     if merged := len(rows) - len(unique):
         logger.info("%s: %d of %d prompts occur before, and are answered once", split, merged, len(rows))
     unique = dict(islice(unique.items(), shard[0] - 1, None, shard[1]))
-    numbers = [i for i, _ in unique.values()]
-    tokens = tokenize(
-        [row for _, row in unique.values()], model.tokenizer, lambda i: f"row {numbers[i]} of the {split} data set"
-    )
+    numbers, wanted = [i for i, _ in unique.values()], [row for _, row in unique.values()]
+    tokens = tokenize(wanted, model.tokenizer, lambda i: f"row {numbers[i]} of the {split} data set")
+    log_unread(split, wanted, model.tokenizer, numbers)
+    first = [replace(row, completions=[type(row.prompt)()]) for row in wanted[:AT_FIRST]]  # with no answer yet
+    whole = [RowTokens([*each.prompt, *each.tail], [[]]) for each in tokens[:AT_FIRST]]
+    log_unspelled(split, first, whole, model.tokenizer)
     prompts = {
         key: Prompt(ids := [*each.prompt, *each.tail], min(sampling.max_new_tokens, (model.limit or 2**31) - len(ids)))
         for key, each in zip(unique, tokens, strict=True)
@@ -100,7 +104,7 @@ def answer(
     order = [key for key, prompt in prompts.items() if prompt.room > 0]
     store.check_all_of(order)
     todo = [key for key in order if key not in store.rows]
-    stop = model.stop([row for _, row in unique.values()])
+    stop = model.stop(wanted)
     logger.info("an answer ends with %s", model.tokenizer.convert_ids_to_tokens(stop))
     progress = tqdm(
         total=len(order) * sampling.n, initial=(len(order) - len(todo)) * sampling.n, desc="Answers", unit="answer"

@@ -20,6 +20,7 @@ from .card_results import Evaluation, EvaluationReport, eval_results
 from .markdown import code, inline, one_line
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.jinja"
+MADE_BY_A_RUN = "generated_from_trainer"  # the tag of such cards, also of other trainers
 
 REWARDS: Mapping[str, str] = {
     "length-normalized": "r = β · log π(y) / |y| (SimPO's: the mean log-probability per token; no reference model)",
@@ -163,7 +164,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
         hub_id(facts.base_model),
         hub_id(facts.dataset_name),
     )
-    data.tags = list(dict.fromkeys(["generated_from_trainer", *tags]))
+    data.tags = list(dict.fromkeys([MADE_BY_A_RUN, *tags]))
     data.eval_results = eval_results(facts.evaluations, facts.reports, facts.min_score_gap, step, *on_the_hub) or None
     counts = [
         f for f in fields(SetFacts) if f.metadata and any(getattr(of, f.name) not in (None, ()) for of in facts.sets)

@@ -20,6 +20,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE, RUN_FILE
+from ..report.card import MADE_BY_A_RUN
 from ..rows.messages import is_list_of
 from .whole import damage_of, fault_of, is_whole, step_of
 
@@ -244,7 +245,8 @@ def check_stays(folder: Path, names: list[str]) -> None:
 def _of_earlier_run(folder: Path) -> list[Path]:
     """All that `make_room` moves, among it files that a user has written and a run would write over."""
     of_a_run = (*_TELLING, *_OTHERS) if earlier_run(folder) else (CONFIG_NAME,)
-    return _matching(folder, (*of_a_run, CARD, FIGURES))
+    found = _matching(folder, (*of_a_run, CARD, FIGURES))
+    return [path for path in found if path.name != CARD or path.is_file()]
 
 
 def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
@@ -254,13 +256,15 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
         trainer: the run's.
         folder: its output folder.
         after: the step of the checkpoint there that is resumed. Then later checkpoints alone are moved, which would
-            be taken for this run's.
+            be taken for this run's, and a README.md that is no model card.
 
     Raises:
         ValueError: the trained model is among it.
     """
     if after is not None:
         found = [path for path, step in sorted(_checkpoints(folder).items()) if step > after and is_whole(path)]
+        if (card := folder / CARD).is_file() and MADE_BY_A_RUN not in card.read_text(errors="replace"):
+            found.append(card)
     elif found := _of_earlier_run(folder):
         _check_outside(trainer, folder, found)
     if found:
@@ -321,7 +325,8 @@ def _check_outside(trainer: Any, folder: Path, found: list[Path]) -> None:
 
 def _move_aside(folder: Path, found: list[Path]) -> None:
     """Moves files into the first free `_previous-N` of their folder."""
-    whose = "files of an earlier run" if earlier_run(folder) else "files of the names that a run writes"
+    of_a_run = not {*earlier_run(folder)}.isdisjoint(found)
+    whose = "files of an earlier run" if of_a_run else "files of the names that a run writes"
     number = 1
     while os.path.lexists(aside := folder / f"_previous-{number}"):
         number += 1

@@ -261,6 +261,9 @@ def _filtered(train: Any, objective: Objective, options: MarginOptions, facts: d
             continue
         if not isinstance(train, Dataset):
             columns = require_score_columns(column_names(train), options.score_columns, repr(term.name), TRAIN)
+            logger.info(
+                f"train: the hard filter leaves out pairs of the stream whose score gap is below {term.threshold:g}"
+            )
             return train.filter(_is_kept, fn_kwargs={"term": term, "columns": columns})
         scores = {name: torch.as_tensor(values) for name, values in _numbers(train, SCORES, options).items()}
         kept = term.keeps(scores).nonzero().flatten().tolist()

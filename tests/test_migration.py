@@ -1063,6 +1063,7 @@ NESTED = st.recursive(VALUES, lambda each: st.lists(each) | st.dictionaries(NAST
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(NASTY, NESTED, max_size=5), st.lists(st.tuples(NASTY, NASTY), max_size=3), NASTY)
+@pytest.mark.rehearsal
 def test_convert_writes_no_key_that_its_source_does_not_have(written, notes, name):
     text = converted(written, [Note(key, said_of, tuple(written)) for key, said_of in notes], name)
     assert (yaml.load(text, Loader=ConfigLoader) or {}) == written

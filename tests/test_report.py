@@ -1351,6 +1351,7 @@ def test_report_of_one_run(tmp_path, capsys, monkeypatch):
     }
 
 
+@pytest.mark.rehearsal
 def test_report_of_several_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("trl_margins.report.figures.PICTURES", (figures.ranking, figures.flips))
@@ -1374,6 +1375,7 @@ def test_report_elsewhere(tmp_path, capsys, monkeypatch):
         main(["report"])
 
 
+@pytest.mark.rehearsal
 def test_drawing_loads_no_torch():
     code = "import sys, trl_margins.report.page; print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

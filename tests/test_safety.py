@@ -538,6 +538,7 @@ def hostile(tiny_model, tokenizer, tmp_path_factory):
     return out, after - before
 
 
+@pytest.mark.rehearsal
 def test_a_card_s_metadata_are_its_own(hostile):
     text = (hostile[0] / "README.md").read_text()
     assert text.startswith("---\n")

@@ -65,6 +65,7 @@ def test_the_factors_have_the_product(size, accumulation, processes, groups, gpu
     assert factors_of(trainer) == factors_of(trainer, origins=True) == f"{sizes} × {factors}"
 
 
+@pytest.mark.rehearsal
 def test_a_method_s_default_is_said(tiny_model, tokenizer, tmp_path, caplog):
     """128 pairs, which nobody asked for: a warning, which a script shows whose author has set up no logging."""
     rows = preference_rows(130)

@@ -164,6 +164,10 @@ def _has_anchor(run: Mapping[str, Any]) -> bool:
     return "geometric-anchor" in (run.get("margin") or "")
 
 
+def _is_gapo(run: Mapping[str, Any]) -> bool:
+    return _has_anchor(run) and run.get("reward") == "length-normalized"
+
+
 Arguments = TypeVar("Arguments", bound=AnchorOptions)
 
 
@@ -174,7 +178,7 @@ def as_in_training(args: Arguments, models: Sequence[str]) -> Arguments:
         ValueError: a radius of 0.
     """
     anchored = [model for model in models if _has_anchor(run_of(model))]
-    of_gapo = [model for model in anchored if run_of(model).get("reward") == "length-normalized"][:1]
+    of_gapo = [model for model in anchored if _is_gapo(run_of(model))][:1]
     if not of_gapo and any(map(run_of, models)) and "beta" in args.defaults:
         logger.warning(
             "no model is of a GAPO run with the length-normalized reward: the weight has β %g and γ/β %g",

@@ -92,12 +92,10 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.output_dir)
     files = _files(out, args.fraction)
     source = Path(args.dataset_name).expanduser().resolve()
-    if source.is_dir() and (
-        lost := [each for each in files if each.exists() and each.resolve().is_relative_to(source)]
-    ):
+    if lost := [each for each in files if each.exists() and each.resolve().is_relative_to(source)]:
         raise ValueError(f"{lost[0]} is read, and would be lost: name another output_dir")
     check_writable(out)
-    check_files([each for each in files if not each.is_dir()], [args.dataset_name])
+    check_files(each for each in files if not each.is_dir())
     rows = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
     check_types(rows.features, ".jsonl", args.output_dir)
     for fraction in args.fraction:

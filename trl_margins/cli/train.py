@@ -317,7 +317,9 @@ def read_settings(
     base: str | None = None,
     has_default: bool = False,
 ) -> tuple[Settings, str]:
-    """The settings of `--config` or `--recipe`, migrated, and the file; nothing without either."""
+    """The settings of `--config` or `--recipe`, migrated, and the file; nothing without either. `method`, `base` and
+    `has_default` are those of `migrate`.
+    """
     check_text("config", config)
     source = config or ""
     if recipe is not None:

@@ -27,7 +27,7 @@ from ..forward.shared_rows import shared_rows, width_step
 from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_token_logps
 from ..rows import PreferenceRow, tokenize
 from ..rows.cpo_tokens import CPOTokenizer
-from ..rows.tokenized import AT_FIRST, log_notes, log_unread
+from ..rows.tokenized import log_notes, log_unread
 from ..rows.tokens import each_or_error, without_errors
 from .vocabularies import check_ids
 
@@ -223,7 +223,7 @@ def completion_tokens(
             whole = _cpo_tokens(tokenizer, rows, where)
         else:
             tokenized = tokenize(rows, tokenizer, where)
-            log_notes(name, rows[:AT_FIRST], tokenized[:AT_FIRST], tokenizer)
+            log_notes(name, rows, tokenized, tokenizer)
             whole = [
                 CompletionTokens(
                     prompt, [prompt + ids for ids in many], [[IGNORE] * len(prompt) + ids for ids in many]

@@ -27,10 +27,10 @@ TWO = tuple(  # two answers in one row: their columns
 )
 WINNER = ("winner",)
 BETTER = ("better_response_id",)  # PKU-SafeRLHF's, by helpfulness
-SAFER = ("safer_response_id",)
+SAFER = ("safer_response_id",)  # read only where it is named
 STRENGTH = ("preference_strength",)  # HelpSteer2's: negative where the first one is better
 VOTE = ("winner_model_a", "winner_model_b", "winner_tie")
-VOTES = (WINNER, VOTE, BETTER, STRENGTH, SAFER)  # the last only where it is named
+VOTES = (WINNER, VOTE, BETTER, STRENGTH, SAFER)
 RESPONSE = ("response", "completion", "answer")
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORE = ("score", "rating", "reward", "overall_score", HELPSTEER[0], "rank")
@@ -131,8 +131,8 @@ def list_form(
             continue
         models = tuple(name for name in ("model_a", "model_b") if name in names)
         models = models if len(models) == 2 else ()
-        votes = (each for each in ((given,) if given else VOTES[:-1]) if each in VOTES and names.issuperset(each))
-        if vote := next(votes, None):
+        votes = [each for each in VOTES if (each == given if given else each != SAFER)]
+        if vote := next((each for each in votes if names.issuperset(each)), None):
             return ListForm("two", asked, pair, vote, models)
         scores = given or ("score",)
         if are_there([score + name[-2:] for score in scores for name in pair]):

@@ -240,7 +240,8 @@ def log_notes(
         ours: [N] their tokens.
         numbers: [N] their numbers in the set; those from 0 on by default.
     """
-    numbers = range(len(rows)) if numbers is None else numbers
+    rows, ours = rows[:AT_FIRST], ours[:AT_FIRST]
+    numbers = range(len(rows)) if numbers is None else numbers[:AT_FIRST]
     log_unspelled(name, rows, ours, processing_class)
     _log_tails(name, rows, [tokens.tail for tokens in ours], processing_class, numbers)
     tokenizer = tokenizer_of(processing_class)
@@ -254,7 +255,8 @@ def log_notes(
 
 
 def log_unspelled(name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], processing_class: Any) -> None:
-    """Warns of texts that are not in the tokens. The arguments are those of `log_notes`."""
+    """Warns of texts of the first rows that are not in the tokens. The arguments are those of `log_notes`."""
+    rows, ours = rows[:AT_FIRST], ours[:AT_FIRST]
     found = [_unspelled(*each, processing_class) for each in zip(rows, ours, strict=True)]
     if lost := list(filter(None, found)):
         logger.warning(

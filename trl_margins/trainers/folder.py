@@ -256,7 +256,7 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
         trainer: the run's.
         folder: its output folder.
         after: the step of the checkpoint there that is resumed. Then later checkpoints alone are moved, which would
-            be taken for this run's, and a README.md that is no model card.
+            be taken for this run's, and a README.md that is not a model card.
 
     Raises:
         ValueError: the trained model is among it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,15 @@ def typed(settings: Mapping[str, Any], options: Mapping[str, Takes], where: str)
         return {name: options[name].read(value) if name in options else value for name, value in settings.items()}
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def short(value: Any) -> str:
+    """A value as YAML has it, and no longer than a line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -259,6 +259,16 @@ def test_a_row_that_repeats_the_header(streaming, folder):
         open_rows(rows, "dev")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parts_without_rows_that_spark_writes(streaming, folder):
+    for name, content in {"part-00000.json": LINE, "part-00001.json": "", "_SUCCESS": ""}.items():
+        (folder / name).write_text(content)
+    assert len(list(load_splits(str(folder), streaming=streaming)["train"])) == 1
+    (folder / "part-00000.json").write_text("")
+    with pytest.raises(ValueError, match=r"part-00000\.json is empty"):
+        load_splits(str(folder), streaming=streaming)
+
+
 def test_a_folder_without_files(folder):
     with pytest.raises(FileNotFoundError, match="data doesn't contain any data files"):
         load_splits(str(folder))

@@ -488,6 +488,13 @@ def test_a_stream_of_which_no_pair_is_left(base, tiny_model, tokenizer, tmp_path
         trainer_of(base, tiny_model, tokenizer, tmp_path, rows, max_length=2)
 
 
+def test_a_stream_of_which_the_hard_filter_leaves_nothing(tiny_model, tokenizer, tmp_path):
+    rows = preference_rows(4).map(lambda _: {"score_chosen": 2.0, "score_rejected": 1.0}).to_iterable_dataset()
+    hard = {"score_gap_transform": "hard", "score_gap_threshold": 3.0}
+    with pytest.raises(ValueError, match=r"no pair of the train stream is left: .* score_gap_transform=hard is one"):
+        trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, weight="score-gap", max_steps=1, **hard)
+
+
 def endless(n_short):
     """Rows without end, of which those after the first have prompts that fill 64 tokens."""
     short, long = ({"prompt": q, "chosen": "a", "rejected": "b"} for q in ("q ", "q" * 64))

@@ -85,6 +85,10 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     splits = {
         str(split): [file for each in found for file in _matches(each, base)] for split, found in patterns.items()
     }
+    if (Path(base) / "_SUCCESS").exists():  # Spark's, which writes a part without rows as a file without bytes
+        splits = {
+            split: [file for file in files if file.stat().st_size] or files[:1] for split, files in splits.items()
+        }
     every = [file for files in splits.values() for file in files]
     if all(file.stem == "metadata" for file in every):  # a folder of images, or no files
         return {}

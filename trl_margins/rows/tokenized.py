@@ -135,12 +135,16 @@ def _without_filled(
 ) -> tuple[Dataset | IterableDataset, np.ndarray | None]:
     """Without the pairs whose prompt alone fills `max_length`; and which pairs are left, which a stream cannot say."""
     if isinstance(dataset, IterableDataset):
-        first = dataset.take(_IN_A_ROW)  # training would look for a batch without end
-        if all(max_length is not None and len(row[prompt]) >= max_length for row in first):
+        if next(iter(dataset), None) is None:
+            raise ValueError(
+                f"no pair of the {split} stream is left: a filter leaves out all of them. "
+                "score_gap_transform=hard is one, by its score_gap_threshold"
+            )
+        # training would look for a batch without end
+        if max_length is not None and all(len(row[prompt]) >= max_length for row in dataset.take(_IN_A_ROW)):
             raise ValueError(
                 f"no pair of the {split} stream is left, among its first {_IN_A_ROW:,}: the prompts fill "
-                f"max_length={max_length}, or a filter leaves out all of them: raise max_length, shorten the prompts, "
-                "or filter out what comes before the others"
+                f"max_length={max_length}: raise it, shorten the prompts, or filter out what comes before the others"
             )
         return dataset if max_length is None else dataset.filter(_Fits(split, max_length, prompt)), None
     if max_length is None:

@@ -56,6 +56,10 @@ def check_for_trl(config: TrainingArguments) -> None:
             "train_sampling_strategy 'batch_rebalance' makes mini-batches of different numbers of pairs, which a step "
             "would not weigh alike: take 'group_by_length'"
         )
+    dtype = mappings.get("model_init_kwargs", {}).get("dtype", "auto")
+    meant = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if meant not in ("auto", None) and not isinstance(meant, torch.dtype | Mapping):
+        raise unknown("dtype of model_init_kwargs", dtype, ("auto", "bfloat16", "float16", "float32"))
     options = options_of(AcceleratorConfig)
     for name, value in mappings["accelerator_config"].items():
         if name not in options:

@@ -24,7 +24,7 @@ from said import hear, word_for_word  # noqa: F401 - its messages are held again
 from scipy import stats
 from transformers import TrainerCallback
 
-from trl_margins.cli import compare, compare_settings, main, train
+from trl_margins.cli import compare, compare_runs, compare_settings, main, train
 from trl_margins.cli.compare_settings import MEASURED
 from trl_margins.methods import METHODS
 from trl_margins.pairs import ROW
@@ -245,8 +245,8 @@ def test_a_run_s_words_and_place(base, tmp_path, monkeypatch, capsys):
 
 def test_rows_that_json_does_not_know_have_a_digest(tmp_path):
     rows = Dataset.from_dict({"at": [datetime(2026, 1, 1), datetime(2026, 1, 2)]})
-    assert re.fullmatch(r"2 rows \([0-9a-f]{8}\)", compare._digest_of_rows(rows))
-    assert compare._digest_of_rows(rows) != compare._digest_of_rows(rows.select([1, 0]))
+    assert re.fullmatch(r"2 rows \([0-9a-f]{8}\)", compare_runs._digest_of_rows(rows))
+    assert compare_runs._digest_of_rows(rows) != compare_runs._digest_of_rows(rows.select([1, 0]))
 
 
 def test_the_help_has_no_method_of_its_own(capsys):
@@ -367,7 +367,7 @@ def copy_of(data: str, folder: Path) -> str:
 
 def test_other_rows_do_not_mix(base, tmp_path, monkeypatch):
     """Under the same name; a copy of the same rows is the same, whenever it was written."""
-    monkeypatch.setattr(compare, "__version__", "0.1")
+    monkeypatch.setattr(compare_runs, "__version__", "0.1")
     sets = {name: copy_of(base[name], tmp_path) for name in ("dataset_name", "eval_dataset_name")}
     command = [*words(tmp_path, {**base, **sets, "log_pairs": False}, "amapo"), "--max_steps", "1"]
     assert main(command) == 0
@@ -384,7 +384,7 @@ def test_other_rows_do_not_mix(base, tmp_path, monkeypatch):
             with pytest.raises(ValueError, match=said):
                 main(command)
         Path(sets[name]).write_text("".join(rows))
-    monkeypatch.setattr(compare, "__version__", "0.0")
+    monkeypatch.setattr(compare_runs, "__version__", "0.0")
     with pytest.raises(ValueError, match=r"another run \(version 0.1 → 0.0\)"):
         main(command)
 
@@ -396,21 +396,21 @@ def test_another_model_under_the_same_name_does_not_mix(base, tmp_path):
     settings = {**base, "model_name_or_path": str(model), "chat_template": str(template)}
     comparison, _ = compare.plan(words(tmp_path, settings, "amapo")[1:])
     (entry,) = comparison.entries
-    before = compare.facts_of(entry)
+    before = compare_runs.facts_of(entry)
     (model / "README.md").write_text("of nobody's interest")
-    assert compare.facts_of(entry) == before
+    assert compare_runs.facts_of(entry) == before
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
     template.write_text("{{ messages }}!")
-    now = compare.facts_of(entry)
+    now = compare_runs.facts_of(entry)
     differ = [name for name in now if now[name] != before[name]]
     assert differ == ["files of model_name_or_path", "files of chat_template"]
 
 
 def test_a_stream_is_known_by_its_first_rows():
     rows = preference_rows(24)
-    assert compare._digest_of_rows(rows.to_iterable_dataset()) == f"first {compare._digest_of_rows(rows)}"
+    assert compare_runs._digest_of_rows(rows.to_iterable_dataset()) == f"first {compare_runs._digest_of_rows(rows)}"
 
 
 # Runs that stop

@@ -14,7 +14,7 @@ from conftest import preference_rows
 from datasets import DatasetDict
 
 from trl_margins.cli import main
-from trl_margins.cli.compare import Run
+from trl_margins.cli.compare_runs import Run
 from trl_margins.cli.setup import check_files, find_model, run_of
 from trl_margins.cli.train_options import chat_template
 from trl_margins.generation.store import Store

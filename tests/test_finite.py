@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from trl_margins import Term
 from trl_margins.pairs import SHARED
 from trl_margins.trainers.configs import config_class
+from trl_margins.trainers.finite import _message
 from trl_margins.trainers.folder import is_whole
 from trl_margins.trainers.named import trainer_class
 
@@ -28,6 +29,11 @@ def rows(n: int = 16, broken: dict[int, str] | None = None) -> Dataset:
     for i, side in (broken or {}).items():
         pairs[i][side] += BROKEN
     return Dataset.from_list(pairs)
+
+
+@pytest.mark.parametrize(("n", "end"), [(1, ": p0"), (8, "p6, p7"), (9, "p6, p7 and 1 more")])
+def test_a_message_names_some_pairs_and_counts_the_others(n, end):
+    assert _message([f"p{i}" for i in range(n)], "the output", is_loss=False).endswith(end)
 
 
 def model_that_breaks(folder, tokenizer):

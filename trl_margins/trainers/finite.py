@@ -438,7 +438,7 @@ def _without(batch: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _outputs(pairs: PairLogps) -> Tensor:
-    return pairs.chosen.detach().isfinite() & pairs.rejected.detach().isfinite()
+    return pairs.chosen.isfinite() & pairs.rejected.isfinite()
 
 
 def _message(found: list[str], what: str, is_loss: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ from trl_margins import (
 from trl_margins.forward.standard import fused_token_logps, logits_token_logps
 from trl_margins.links import CPO_LINKS
 from trl_margins.objective import Objective, ObjectiveOutput
-from trl_margins.pairs import PairLogps, PairView
+from trl_margins.pairs import CARRIED, PairLogps, PairView
 from trl_margins.rewards import LengthNormalizedReward, SummedReward
 from trl_margins.terms.column import ColumnMargin, ColumnWeight
 from trl_margins.terms.score_gap import ScoreGapWeight
@@ -162,14 +163,12 @@ def looking(**given: Any) -> tuple[Any, list[Any]]:
     own = SimpleNamespace(
         state=SimpleNamespace(global_step=4),
         pair_logps=lambda model, batch: "pairs",
-        _loss=lambda pairs, batch, training, evaluation: seen.append((pairs, training, evaluation)) or (9.0, output),
+        _loss=lambda pairs, batch, training: seen.append((pairs, training)) or (9.0, output),
         _batch_metrics=lambda pairs, output, batch, train_eval: {"a": train_eval},
         _observed=lambda output, taken: {"b": [*taken]},
         _finite=SimpleNamespace(see=lambda *what: seen.append(("finite", *what))),
         _pair_log=SimpleNamespace(add=lambda step, values: seen.append(("log", step, values))),
         _pair_values=lambda output, observed: [*observed],
-        _remember=lambda pairs, columns, loss, same: seen.append(("set", pairs, columns is COLUMNS, loss, same)),
-        same_completions=lambda batch: "same",
     )
     return own, seen
 
@@ -179,7 +178,7 @@ def test_a_batch_of_training():
     loss, metrics = MarginMixin.pair_loss(own, "model", "batch")
     assert (loss, metrics) == (9.0, {"a": "train", "b": ["a"]})
     output = seen[1][3]
-    assert seen == [("pairs", True, False), ("finite", "batch", "pairs", output, 9.0), ("log", 5, ["b"])]
+    assert seen == [("pairs", True), ("finite", "batch", "pairs", output, 9.0), ("log", 5, ["b"])]
     own, seen = looking(gradient_scale=None)  # measured without a gradient
     MarginMixin.pair_loss(own, "model", "batch")
     assert len(seen) == 2
@@ -189,12 +188,32 @@ def test_a_batch_of_training():
     assert len(seen) == 2
 
 
-def test_a_batch_of_evaluation(monkeypatch):
-    monkeypatch.setattr(mixin, "without_neighbours", lambda trainer, batch, pairs: f"{pairs} alone")
-    own, seen = looking()
-    loss, metrics = MarginMixin.pair_loss(own, "model", "batch", "eval")
-    assert (loss, metrics) == (9.0, {"eval_a": "eval"})
-    assert seen == [("pairs alone", False, True), ("set", "pairs alone", True, 9.0, "same")]
+@pytest.mark.parametrize(("sizes", "n", "kept"), [(None, 3, 3), ([3, 2], 2, 2), ([3, 0], 0, 1)])
+def test_a_batch_of_evaluation(sizes, n, kept, monkeypatch):
+    """Pairs that repeat others are remembered, for accelerate to leave them out, and count nowhere else."""
+    monkeypatch.setattr(mixin, "without_neighbours", lambda trainer, batch, pairs: pairs)
+    monkeypatch.setattr(mixin, "counted_pairs", lambda accelerator, n_pairs: sizes)
+    pairs = PairLogps(-CHOSEN, -REJECTED, ONES, ONES, sft_loss=torch.tensor(2.0))
+    seen: list[Any] = []
+
+    def loss_of(some, batch, training, evaluation, sizes):
+        seen.append((some.chosen.tolist(), float(some.sft_loss), training, evaluation, sizes))
+        assert {name: len(values) for name, values in batch[CARRIED].items()} == dict.fromkeys(COLUMNS, kept)
+        return 9.0, "output"
+
+    own = SimpleNamespace(
+        accelerator=SimpleNamespace(process_index=1),
+        pair_logps=lambda model, batch: pairs,
+        _loss=loss_of,
+        _batch_metrics=lambda some, output, batch, train_eval: {"a": some.chosen, "b": some.sft_loss},
+        _remember=lambda *what: seen.append(what),
+        same_completions=lambda batch: "same",
+    )
+    own._evaluated_loss = partial(MarginMixin._evaluated_loss, own)
+    loss, metrics = MarginMixin.pair_loss(own, "model", {CARRIED: COLUMNS}, "eval")
+    assert loss == 9.0
+    assert plain(metrics) == {"eval_a": (-CHOSEN).tolist()[:n], "eval_b": [2.0][:n]}
+    assert seen == [((-CHOSEN).tolist()[:kept], 2.0, False, True, sizes), (pairs, COLUMNS, 9.0, "same")]
 
 
 def test_what_a_set_is_measured_by():

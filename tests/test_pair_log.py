@@ -188,6 +188,17 @@ def test_ranks_agree_on_names_whatever_comes_first():
     assert (logs["weights/max"], logs["anchor/gap/min"]) == (20.0, 5.0)
 
 
+def test_a_rank_whose_pairs_do_not_count_changes_nothing():
+    values = {"weights": torch.tensor([1.0, 2.0]), "loss": torch.tensor([3.0])}
+    mine, theirs, other = MetricBuffer(), MetricBuffer(), Ranks()
+    mine.add(values)
+    alone = mine.copy().drain(Ranks())
+    theirs.add({name: value[:0] for name, value in values.items()})
+    theirs.drain(other)
+    assert mine.drain(Ranks(other)) == alone
+    assert (alone["loss"], alone["weights/min"], alone["weights/max"]) == (3.0, 1.0, 2.0)
+
+
 RUN = {
     **{"method": "gappo", "name": "GapPO", "base": "cpo", "trainer": "GapPOTrainer", "reference": None},
     **{"reward": "length-normalized", "weight": "score-gap", "margin": None, "loss_type": "simpo"},

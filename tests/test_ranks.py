@@ -22,6 +22,7 @@ from trl_margins.distributed import (
     check_lockstep,
     check_processes,
     check_reachable,
+    counted_pairs,
     fsdp_dtype,
     fsdp_modules,
     full_tensor,
@@ -200,6 +201,39 @@ def test_values_of_even_ranks_begin_where_their_rank_does():
     assert gather_over_ranks(rank, 4) == (rank.gather, 8)
     assert gather_over_ranks(Rank(sizes=[4], process_index=0, even_batches=False), 4)[1] == 0
     assert rank.gathered == 0
+
+
+@pytest.mark.parametrize(
+    ("remainder", "ends", "counted"),
+    [
+        (1, True, [1, 0, 0]),
+        (7, True, [4, 3, 0]),
+        (11, True, [4, 4, 3]),
+        (0, True, None),
+        (-1, True, None),
+        (1, False, None),
+    ],
+)
+def test_pairs_that_fill_up_the_last_batch_of_an_evaluation_do_not_count(remainder, ends, counted):
+    state = SimpleNamespace(remainder=remainder, end_of_dataloader=ends)
+    rank = Rank(sizes=[4, 4, 4], process_index=1, even_batches=True, gradient_state=state)
+    assert counted_pairs(rank, 4) == counted
+    one = Rank(sizes=[4], process_index=0, even_batches=True, gradient_state=state)
+    uneven = Rank(sizes=[4, 4, 4], process_index=1, even_batches=False, gradient_state=state)
+    assert counted_pairs(one, 4) is counted_pairs(uneven, 4) is None
+
+
+@pytest.mark.parametrize("mine", [0, 1, 2])
+def test_a_rank_without_a_pair_that_counts_sees_its_own_behind_the_others(mine):
+    sizes = [2, 1, 0]
+    gather, first = gather_over_ranks(
+        Rank(sizes=sizes, process_index=mine, even_batches=True), max(sizes[mine], 1), sizes
+    )
+    own = torch.arange(max(sizes[mine], 1), dtype=torch.float32) + 100 * mine
+    padded = torch.tensor([*own.tolist(), 0.0])[:2]
+    counted = [padded[:size] + 100 * (rank - mine) for rank, size in enumerate(sizes)]
+    assert torch.equal(gather(own), torch.cat([*counted, own] if mine == 2 else counted))
+    assert torch.equal(gather(own)[first:][: len(own)], own)
 
 
 def test_ranks_with_as_many_batches():

@@ -255,22 +255,39 @@ def reduce_tensors(
     return tensors
 
 
-def gather_over_ranks(accelerator: Accelerator, n_pairs: int) -> tuple[Callable[[Tensor], Tensor], int]:
+def counted_pairs(accelerator: Accelerator, n_pairs: int) -> list[int] | None:
+    """Of an evaluation batch, how many pairs of each rank count: with `even_batches`, the last batch of a set repeats
+    rows, behind the others, to be as long on all ranks. None where all pairs count.
+    """
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not accelerator.even_batches or not state.end_of_dataloader:
+        return None
+    if state.remainder <= 0:  # it has no length, or needs no repetition
+        return None
+    return [min(max(state.remainder - rank * n_pairs, 0), n_pairs) for rank in range(accelerator.num_processes)]
+
+
+def gather_over_ranks(
+    accelerator: Accelerator, n_pairs: int, sizes: list[int] | None = None
+) -> tuple[Callable[[Tensor], Tensor], int]:
     """A function that gathers values [B] over all ranks, and the position of this rank's first value in its result.
 
     With `even_batches`, accelerate's default, every rank has the same number of pairs. Without it the numbers are
-    gathered first: one value per rank and batch is read on the host.
+    gathered first: one value per rank and batch is read on the host. Of other numbers, `sizes`, a rank with 0 has the
+    values of one pair all the same, behind those of the others, which do not see it.
     """
-    if accelerator.num_processes == 1 or accelerator.even_batches:
-        return accelerator.gather, accelerator.process_index * n_pairs
-    sizes = accelerator.gather(torch.tensor([n_pairs], device=accelerator.device)).tolist()
-    most = max(sizes)
+    if sizes is None:
+        if accelerator.num_processes == 1 or accelerator.even_batches:
+            return accelerator.gather, accelerator.process_index * n_pairs
+        sizes = accelerator.gather(torch.tensor([n_pairs], device=accelerator.device)).tolist()
+    most, rank = max(sizes), accelerator.process_index
 
     def gather(values: Tensor) -> Tensor:
-        parts = accelerator.gather(F.pad(values, (0, most - n_pairs))).split(most)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        parts = accelerator.gather(F.pad(values, (0, most - len(values)))).split(most)
+        counted = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+        return torch.cat(counted if sizes[rank] else [*counted, values])
 
-    return gather, sum(sizes[: accelerator.process_index])
+    return gather, sum(sizes[:rank])
 
 
 def check_lockstep(accelerator: Accelerator, dataloader: DataLoader, split: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,12 @@ class PairLogps:
     sft_loss: Tensor | None = None  # [] mean negative log-likelihood of the chosen completions' tokens
     aux_loss: Tensor | None = None  # [] load-balancing loss of a mixture-of-experts model
     token_stats: Mapping[str, Tensor] = field(default_factory=dict)  # name → [] means over completion tokens, for logs
+
+    def first(self, n: int) -> PairLogps:
+        """The first n pairs; what is one value for the batch stays."""
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        cut = {name: each[:n] for name, each in values.items() if isinstance(each, Tensor) and each.dim()}
+        return replace(self, **{**values, **cut})
 
     @property
     def mean_logps(self) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import islice
 
@@ -41,9 +42,9 @@ class MetricBuffer:
             self._add(f"{name}/mean", values)
             self._add(f"{name}/std", values.square())  # becomes one in `drain`
             self._add(f"{name}/zero", (values == 0).to(values.dtype))
-            if values.numel():
-                extremes = torch.stack([(-values).max(), values.max()])
-                self._extremes[name] = torch.maximum(self._extremes.get(name, extremes), extremes)
+            lowest = values.new_full((1,), -math.inf)  # all that a rank has whose pairs do not count
+            extremes = torch.stack([torch.cat([each, lowest]).max() for each in (-values, values)])
+            self._extremes[name] = torch.maximum(self._extremes.get(name, extremes), extremes)
 
     def _add(self, name: str, values: Tensor) -> None:
         total = values.sum()

@@ -24,6 +24,7 @@ from ..distributed import (
     check_alike,
     check_lockstep,
     check_processes,
+    counted_pairs,
     gather_over_ranks,
     keep_outputs_of_fsdp,
     warn_if_unsharded,
@@ -293,26 +294,38 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
             The loss [], and device tensors by name: one value, or one per pair.
         """
         pairs = self.pair_logps(model, batch)
-        training = train_eval == "train"
-        if not training:
-            pairs = without_neighbours(self, batch, pairs)
-        loss, output = self._loss(pairs, batch, training, evaluation=not training)
+        if train_eval != "train":
+            return self._evaluated_loss(without_neighbours(self, batch, pairs), batch, train_eval)
+        loss, output = self._loss(pairs, batch, training=True)
         metrics = self._batch_metrics(pairs, output, batch, train_eval)
-        observed: dict[str, Tensor] = {}
-        if training:
-            self._finite.see(batch, pairs, output, loss)
-            observed = self._observed(output, metrics)
-            if output.gradient_scale is not None and self._pair_log is not None:
-                self._pair_log.add(self.state.global_step + 1, self._pair_values(output, observed))
-        else:
-            self._remember(pairs, output.view.columns, loss, self.same_completions(batch))
-        prefix = "" if training else "eval_"
-        return loss, {f"{prefix}{name}": value for name, value in (metrics | observed).items()}
+        self._finite.see(batch, pairs, output, loss)
+        observed = self._observed(output, metrics)
+        if output.gradient_scale is not None and self._pair_log is not None:
+            self._pair_log.add(self.state.global_step + 1, self._pair_values(output, observed))
+        return loss, metrics | observed
+
+    def _evaluated_loss(
+        self, pairs: PairLogps, batch: Mapping[str, Any], train_eval: str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the pairs that count. A rank without any computes one, for what all ranks do together."""
+        n, sizes = len(pairs.chosen), counted_pairs(self.accelerator, len(pairs.chosen))
+        n_counted = n if sizes is None else sizes[self.accelerator.process_index]
+        counted, columns = pairs.first(max(n_counted, 1)), batch.get(CARRIED, {})
+        some = {**batch, CARRIED: {name: values[: max(n_counted, 1)] for name, values in columns.items()}}
+        loss, output = self._loss(counted, some, training=False, evaluation=True, sizes=sizes)
+        self._remember(pairs, columns, loss, self.same_completions(batch))
+        metrics = self._batch_metrics(counted, output, batch, train_eval)
+        return loss, {f"eval_{name}": value.reshape(-1)[:n_counted] for name, value in metrics.items()}
 
     def _loss(
-        self, pairs: PairLogps, batch: Mapping[str, Any], training: bool, evaluation: bool = False
+        self,
+        pairs: PairLogps,
+        batch: Mapping[str, Any],
+        training: bool,
+        evaluation: bool = False,
+        sizes: list[int] | None = None,
     ) -> tuple[Tensor, ObjectiveOutput]:
-        gather, first = gather_over_ranks(self.accelerator, pairs.chosen.numel())
+        gather, first = gather_over_ranks(self.accelerator, len(pairs.chosen), sizes)
         lacks_scores = SCORE_CHOSEN in self.objective.columns and SCORE_CHOSEN not in batch.get(CARRIED, {})
         objective = self.objective.without_scores if lacks_scores and not training else self.objective
         output = objective(pairs, batch.get(CARRIED), gather, first, training, evaluation)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import load, preference_rows, quiet, trainer_of
 from said import word_for_word  # noqa: F401 - its messages are held against said/
+from scipy.stats import spearmanr
 
 from trl_margins import GapPOConfig, GapPOTrainer, MarginCPOConfig, MarginCPOTrainer
 from trl_margins.evaluation.ranking import (
@@ -65,6 +66,20 @@ def test_undefined_is_none():
 def test_a_gap_column_has_no_spearman():
     metrics = ranking_metrics([1.0, 0.0], [0.0, 1.0], [3.0, 1.0], [0.0, 0.0], gap_only=True)
     assert metrics == {"pwa_all": 0.5, "n_pairs": 2, "pwa": 1.0, "n_pairs_gap": 1}
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_a_pair_with_one_score_has_no_part_in_spearman(side):
+    values = np.random.default_rng(0).normal(size=(4, 20))
+    whole = ranking_metrics(*values[:, ::2], min_score_gap=0.5)
+    values[side, 1::2] = np.nan
+    found = ranking_metrics(*values, min_score_gap=0.5)
+    assert {name: found[name] for name in ("spearman", "pwa", "n_pairs_gap")} == {
+        name: whole[name] for name in ("spearman", "pwa", "n_pairs_gap")
+    }
+    expected = spearmanr(values[:2, ::2].ravel(), values[2:, ::2].ravel()).statistic
+    assert found["spearman"] == pytest.approx(expected)
+    assert found["n_pairs"] == 20
 
 
 def test_as_evaluate_metrics(tmp_path):

@@ -86,17 +86,19 @@ def ranking_metrics(
         gap_only: only the difference of the scores has a meaning, so there is no Spearman.
 
     Returns:
-        `pwa_all` and `n_pairs`; with scores also `pwa`, `n_pairs_gap` and `spearman`. None where a metric is
-        undefined.
+        `pwa_all` and `n_pairs`; with scores also `pwa`, `n_pairs_gap` and `spearman`, of the pairs of which both
+        completions have one. None where a metric is undefined.
     """
     pwa_all, n_pairs = pairwise_accuracy(chosen_rewards, rejected_rewards)
     metrics: dict[str, float | int | None] = {"pwa_all": pwa_all, "n_pairs": n_pairs}
     if chosen_scores is not None and rejected_scores is not None:
-        clear = has_gap(np.asarray(chosen_scores, float), np.asarray(rejected_scores, float), min_score_gap)
-        of_clear = (np.asarray(rewards)[clear] for rewards in (chosen_rewards, rejected_rewards))
-        metrics["pwa"], metrics["n_pairs_gap"] = pairwise_accuracy(*of_clear)
+        rewards = np.array([chosen_rewards, rejected_rewards], float)
+        scores = np.array([chosen_scores, rejected_scores], float)
+        clear = has_gap(scores[0], scores[1], min_score_gap)
+        metrics["pwa"], metrics["n_pairs_gap"] = pairwise_accuracy(*rewards[:, clear])
         if not gap_only:
-            metrics["spearman"] = pooled_spearman(chosen_rewards, rejected_rewards, chosen_scores, rejected_scores)
+            scored = np.isfinite(scores).all(0)
+            metrics["spearman"] = pooled_spearman(*rewards[:, scored], *scores[:, scored])
     return metrics
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import load, preference_rows, quiet, sentence
+from conftest import byte_tokenizer, load, preference_rows, quiet, sentence
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
@@ -595,11 +595,22 @@ def test_rewards_are_what_they_are_called(tiny_model, sets):
         np.testing.assert_allclose(ratio["rewards"], 0, atol=1e-4)  # of two sums of some 200 nats
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_took_its_values_out_of_its_base(start, tiny_model, sets, capsys):
+    """Its reference is that base all the same, and not what is left of it."""
+    adapter = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start)
+    model = get_peft_model(load(tiny_model), adapter)
+    model.save_pretrained(sets / "adapter")
+    byte_tokenizer().save_pretrained(sets / "adapter")
+    argv = ["--model_name_or_path", sets / "adapter", "--dataset_name", sets / "pairs.jsonl", "--reward", "log-ratio"]
+    evaluate(*argv, "--rewards", sets / "own")
+    evaluate(*argv, "--rewards", sets / "named", "--ref_model", tiny_model)
+    assert (sets / "own").read_text() == (sets / "named").read_text()
+
+
 def test_an_adapter_against_its_own_base(tiny_model, sets, capsys):
     model = get_peft_model(load(tiny_model), LoraConfig(target_modules=["q_proj"]))
     model.save_pretrained(sets / "adapter")
-    from conftest import byte_tokenizer
-
     byte_tokenizer().save_pretrained(sets / "adapter")
     argv = ["--dataset_name", sets / "pairs.jsonl", "--reward", "log-ratio", "--rewards", sets / "r"]
     evaluate("--model_name_or_path", sets / "adapter", *argv)

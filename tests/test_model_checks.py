@@ -336,6 +336,19 @@ def test_from_the_command_line(base, tiny_model, tmp_path):
 # Reference models
 
 
+@pytest.mark.parametrize(("start", "warns"), [("pissa", True), ("olora", True), ("gaussian", False), (True, False)])
+def test_an_adapter_that_takes_its_values_out_of_the_reference(start, warns, tiny_model, tmp_path, caplog):
+    adapter = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start)
+    said = f"init_lora_weights={start!r} takes the adapter's first values out of the model under it"
+    build("dpo", load(tiny_model), tmp_path, peft_config=adapter)
+    assert (said in caplog.text) == warns
+    caplog.clear()
+    build("dpo", load(tiny_model), tmp_path, peft_config=adapter, ref_model=load(tiny_model))
+    build("dpo", load(tiny_model), tmp_path, peft_config=adapter, options={"reward": "sum"})
+    build("cpo", load(tiny_model), tmp_path, peft_config=adapter)
+    assert said not in caplog.text
+
+
 def test_a_reference_model_of_another_vocabulary(tiny_model, tmp_path, caplog):
     other = LlamaConfig(**{**LLAMA.to_dict(), "vocab_size": 2 * VOCABULARY})
     found = rf"vocabulary has {VOCABULARY} tokens, and the reference model's {2 * VOCABULARY}"

@@ -279,6 +279,7 @@ def test_a_new_run_begins_a_new_log(tiny_model, tokenizer, tmp_path):
 def test_no_log_when_it_is_not_wanted(tiny_model, tokenizer, tmp_path):
     build("gappo", tiny_model, tokenizer, tmp_path / "x", max_steps=1, log_pairs=False).train()
     assert not (tmp_path / "x" / "pair_log.csv").exists()
+    assert json.loads((tmp_path / "x" / "margin_run.json").read_text())["method"] == "gappo"  # `evaluate` reads it
 
 
 def test_trl_configs_have_it_too(tiny_model, tokenizer, tmp_path):

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..evaluation.listwise import best_and_worst
 from ..evaluation.sets import EvaluationSet
 from .cases import Target, margins_of
 from .evaluate_options import RM_BENCH_LENGTH, EvaluateArguments
-from .setup import MAX_LENGTH, find_model, load_config, load_model, load_tokenizer, trained_with
+from .setup import MAX_LENGTH, adapter_of, base_of, find_model, load_config, load_model, load_tokenizer, trained_with
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,6 +47,8 @@ class Plan:
         Raises:
             ValueError: no such model, or no reference model.
         """
+        from ..trainers.fingerprints import moves_base
+
         config = load_config(model, trust_remote_code=args.trust_remote_code)
         option = "max_completion_length" if config.is_encoder_decoder else "max_length"
         tokenization = args.tokenization or trained_with(run, "tokenization") or "chat-template"
@@ -57,7 +58,7 @@ class Plan:
             length = trained_with(run, option) or limit or MAX_LENGTH
         reference = args.ref_model
         compares = args.reward == "log-ratio" or (target is not None and target.objective.needs_reference)
-        if compares and reference is None and not (Path(find_model(model)) / "adapter_config.json").is_file():
+        if compares and reference is None and not adapter_of(model):
             if args.reward == "log-ratio":
                 raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
             assert target is not None  # else there is nothing to compare
@@ -68,6 +69,8 @@ class Plan:
                     f"--cases {args.cases}: the margin of {whose} has a reference model in it: give --ref_model, the "
                     "model that training started from"
                 )
+        if compares and reference is None and moves_base(adapter_of(model).get("init_lora_weights")):
+            reference = base_of(model)  # the model without its adapter is another one
         if reference is not None:
             find_model(reference)
         tokenization = "cpo" if config.is_encoder_decoder else tokenization

@@ -108,11 +108,16 @@ def _object_in(file: Path) -> dict[str, Any]:
     return read_json(file)
 
 
+def adapter_of(name: str) -> dict[str, Any]:
+    """The config of an adapter in a folder; empty of another model."""
+    file = Path(find_model(name)) / "adapter_config.json"
+    return _object_in(file) if file.is_file() else {}
+
+
 def base_of(name: str) -> str:
     """`find_model`'s folder or Hub id; of an adapter, its base model's."""
-    path = find_model(name)
-    adapter = Path(path) / "adapter_config.json"
-    return base_of(_object_in(adapter)["base_model_name_or_path"]) if adapter.is_file() else path
+    adapter = adapter_of(name)
+    return base_of(adapter["base_model_name_or_path"]) if adapter else find_model(name)
 
 
 def digest_of_files(path: Path, kinds: Sequence[str] = WEIGHTS) -> str:

@@ -42,7 +42,7 @@ MOST_BYTES = 100_000_000  # of a pair log, about a million pairs, that are read:
 
 # said of a file that is missing
 WRITTEN_BY = {
-    INFO: "the trainers of trl_margins write it to their output_dir when training begins, unless log_pairs is off",
+    INFO: "the trainers of trl_margins write it to their output_dir when training begins",
     STATE: "the trainers of trl_margins write it to their output_dir when training ends, and with every checkpoint",
     PAIRS: "the trainers of trl_margins write it to their output_dir at every log, unless log_pairs is off",
     ANCHORS: "the trainers of trl_margins write it where an anchor is measured (GAPO) and anchor_diagnostics is set",

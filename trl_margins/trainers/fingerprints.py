@@ -229,9 +229,8 @@ def of_reference(model: Any, reference: Any) -> str | None:
     if reference is not None:
         weights += _base_weights(reference)
     if is_peft_model(model):
-        starts = (getattr(config, "init_lora_weights", True) for config in model.peft_config.values())
-        if any(isinstance(start, str) and start not in ("gaussian", "eva") for start in starts):
-            return None  # PiSSA and others take from the base what a computation gives, not the same everywhere
+        if any(moves_base(getattr(config, "init_lora_weights", True)) for config in model.peft_config.values()):
+            return None  # what is left of it is what a computation gives, not the same everywhere
         weights += _base_weights(model)
     if not weights or any(is_part(each) for _, each in weights):
         return None
@@ -240,6 +239,11 @@ def of_reference(model: Any, reference: Any) -> str | None:
         some = some_of(weight, _VALUES).to(torch.bfloat16).cpu()  # also in float32 the same
         digest.update(f"{name} {tuple(weight.shape)} ".encode() + some.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:8]
+
+
+def moves_base(init_lora_weights: Any) -> bool:
+    """Whether an adapter takes its first values out of the model under it: PiSSA, OLoRA and others."""
+    return isinstance(init_lora_weights, str) and init_lora_weights not in ("gaussian", "eva")
 
 
 def is_part(weight: Tensor) -> bool:

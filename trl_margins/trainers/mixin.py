@@ -195,10 +195,10 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         self.add_callback(TakesSteps())
         self.add_callback(BestSoFar(self))
         self.callback_handler.callbacks.insert(0, SaysWhatTrains(self))  # above the progress bar
+        logs: list[PairLog] = []
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))
             logs = [log, *(probe.log for probe in self._probes if probe.log is not None)]
-            self.add_callback(RunFolder(logs, self.accelerator, lambda: self.settings))
             self._pair_log, self._logs = (None, ()) if self.runs_trl else (log, logs)
             if self.runs_trl:
                 logger.info(
@@ -206,6 +206,7 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
                     "pair, so there is no %s",
                     PAIRS_FILE,
                 )
+        self.add_callback(RunFolder(logs, self.accelerator, lambda: self.settings))
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise TypeError(

@@ -6,12 +6,13 @@ import logging
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import nn
 from transformers.utils.generic import flatten_dict
 
 from ..forward.head import causal_model
 from .base import MarginTrainer
-from .fingerprints import is_part, place_of, some_of
+from .fingerprints import is_part, moves_base, place_of, some_of
 from .model_checks import check_weights, embedding_rows
 from .settings import config_of
 
@@ -31,6 +32,7 @@ def check_reference(trainer: MarginTrainer) -> None:
     """
     reference = getattr(trainer, "ref_model", None)
     if reference is None:
+        _warn_of_moved_base(trainer)
         return
     _check_rows(trainer, reference)
     check_weights(reference, "the reference model")
@@ -43,6 +45,21 @@ def check_reference(trainer: MarginTrainer) -> None:
             f"the reference model has {len(shared)} of the {len(trained)} weight tensors that train, {shared[0]} "
             "among them, and would change with the model: give it weights of its own (copy.deepcopy(model)), or "
             "leave ref_model out"
+        )
+
+
+def _warn_of_moved_base(trainer: MarginTrainer) -> None:
+    """Where the reference model is the model without its adapter, and that is not the model as it was."""
+    if not trainer.objective.needs_reference or not is_peft_model(trainer.model):
+        return
+    adapters = trainer.model.peft_config
+    starts = {getattr(config, "init_lora_weights", True) for name, config in adapters.items() if "ref" not in adapters}
+    for start in filter(moves_base, starts):
+        logger.warning(
+            "init_lora_weights=%r takes the adapter's first values out of the model under it, and what is left is the "
+            "reference model, as in TRL: it is not the model that training starts from. For that one, pass it as "
+            "ref_model",
+            start,
         )
 
 

@@ -783,7 +783,7 @@ def test_pairs_that_truncation_dropped(tiny_model, tokenizer, tmp_path):
     assert trainer.set_facts["train"].pairs == 6
 
 
-def test_evaluation_factors_are_counted(tiny_model, tokenizer, tmp_path):
+def test_evaluation_factors_are_counted(tiny_model, tokenizer, tmp_path, caplog):
     rows = preference_rows(4).map(lambda row, i: {"rejected": "qqq" if i == 0 else row["rejected"]}, with_indices=True)
     trainer = build("gap-aware", tiny_model, tokenizer, tmp_path / "x", rows=rows)
     facts = trainer.set_facts["train"]
@@ -793,6 +793,13 @@ def test_evaluation_factors_are_counted(tiny_model, tokenizer, tmp_path):
     with_column = rows.add_column("evaluation_factor", [0.5] * 4)
     trainer = build("gap-aware", tiny_model, tokenizer, tmp_path / "x", rows=with_column)
     assert trainer.set_facts["train"].factor == "column evaluation_factor"
+    assert "no effect of gap_aware" not in caplog.text
+    trainer = build("gap-aware", tiny_model, tokenizer, tmp_path / "x", rows=with_column, gap_aware_metric="jaccard")
+    assert "train: no effect of gap_aware_metric: the data set has the column evaluation_factor" in caplog.text
+    assert "gap_aware_mapping" in dict(settings(trainer))
+    assert "gap_aware_metric" not in dict(settings(trainer))
+    build("gap-aware", tiny_model, tokenizer, tmp_path / "x", rows=rows, gap_aware_encoder="a/b")
+    assert "no effect of gap_aware_encoder: it is for BERTScore (gap_aware_metric bertscore_f1)" in caplog.text
 
 
 # Names

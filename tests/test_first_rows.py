@@ -56,7 +56,36 @@ def test_a_template(template, caplog):
     assert len(said) == (template in ("no system", "no user", "last turn", "cut"))
     if said:
         assert "in 3 of the first 3 rows" in said[0]
-        assert ("such as 'no sheep', which" if template != "cut" else '"Ärger mit  Öl') in said[0]
+        assert f"such as '{'older' if template == 'cut' else 'no sheep'}', which" in said[0]
+
+
+TOOL = {"role": "tool", "content": '{"wind": "a 5\n"}'}
+AGENT = {
+    "prompt": [user("old"), TOOL, bot("<think>hm</think>older"), user("new")],
+    "chosen": [bot("<think>so</think>call"), TOOL, bot("<think>yes</think>it blows")],
+    "rejected": [bot("call"), TOOL, bot("no")],
+}
+OF_AGENTS = {
+    "as JSON": ("{% set c = m.content | tojson if m.role == 'tool' else m.content %}[{{ m.role }}]{{ c }}", None),
+    "no earlier thoughts": (
+        "[{{ m.role }}]{{ m.content if loop.last else m.content.split('</think>')[-1] }}",
+        None,
+    ),
+    "no tools": ("{% if m.role != 'tool' %}[{{ m.role }}]{{ m.content }}{% endif %}", '{"wind": "a 5'),
+    "no calls": ("{% if m.content != 'call' %}[{{ m.role }}]{{ m.content }}{% endif %}", "call"),
+    "no thoughts": ("[{{ m.role }}]{{ m.content.split('</think>')[-1] }}", "<think>yes</think>it blows"),
+}
+
+
+@pytest.mark.parametrize("case", OF_AGENTS)
+def test_every_message_of_a_completion(case, caplog):
+    """Thoughts of earlier turns may be left out, and what a tool says may be written as JSON."""
+    template, lost = OF_AGENTS[case]
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}{{ eos_token }}"
+    said = said_of([AGENT] * 2, tokenizer, caplog)
+    assert len(said) == (lost is not None)
+    assert lost is None or lost in said[0]
 
 
 def test_a_letter_whose_marks_are_the_completions(caplog):

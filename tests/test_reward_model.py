@@ -169,6 +169,17 @@ def test_what_the_template_leaves_out_is_said(folder, tmp_path, caplog):
         main(["score", data, "--reward_model", other, "--out", str(tmp_path / "s.jsonl"), "--dtype", "float32"]) == 0
     )
     assert "the tokens do not spell the text, such as 'in French'" in caplog.text
+    assert "two end tokens" not in caplog.text
+
+
+def test_two_end_tokens_are_said(folder, tmp_path, caplog):
+    end = AutoTokenizer.from_pretrained(folder).eos_token
+    shutil.copytree(folder, other := str(tmp_path / "other"))
+    template = f"{{% for m in messages %}}{{{{ m['content'] + '{end}' }}}}{{% endfor %}}"
+    (Path(other) / "chat_template.jinja").write_text(template)
+    data = write(tmp_path / "a.jsonl", [{"prompt": "a cat?", "responses": ["yes", f"no{end}"]}])
+    assert main(["score", data, "--reward_model", other, "--out", str(tmp_path / "s.jsonl")]) == 0
+    assert "in 1 of the first 1 rows a completion ends with two end tokens (the first is row 0)" in caplog.text
     assert (
         "'reasoning_content' is in 1 rows (the first is row 0), and the chat template does not read it" in caplog.text
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 from unicodedata import normalize
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _STREAMED_AT_ONCE = 64  # rows that a stream reads ahead
 _IN_A_ROW = 10_000  # pairs of a stream that are dropped before something is said
+_WORD = re.compile(r"\w+")
 _LAST = 20  # letters by which the end of a completion is known
 _NO_END = 10 * _IN_A_ROW  # of them, and there may be no other
 AT_FIRST = 256  # rows of a set that are looked at
@@ -246,46 +248,58 @@ def log_notes(
     """
     rows, ours = rows[:AT_FIRST], ours[:AT_FIRST]
     numbers = range(len(rows)) if numbers is None else numbers[:AT_FIRST]
-    log_unspelled(name, rows, ours, processing_class)
+    log_spelling(name, rows, ours, processing_class, numbers)
     _log_tails(name, rows, [tokens.tail for tokens in ours], processing_class, numbers)
-    tokenizer = tokenizer_of(processing_class)
-    _log_ends(name, rows, ours, tokenizer, numbers)
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if doubled := [i for i, tokens in enumerate(ours) if bos is not None and tokens.prompt[:2] == [bos, bos]]:
-        logger.warning(
-            f"{name}: {len(doubled)} of the first {len(rows)} rows begin with two begin tokens (the first is row "
-            f"{numbers[doubled[0]]}): the text has one already, and the tokenizer adds one. Remove it from the text"
-        )
+    _log_no_ends(name, rows, ours, tokenizer_of(processing_class), numbers)
 
 
-def log_unspelled(name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], processing_class: Any) -> None:
-    """Warns of texts of the first rows that are not in the tokens. The arguments are those of `log_notes`."""
-    rows, ours = rows[:AT_FIRST], ours[:AT_FIRST]
+def log_spelling(
+    name: str,
+    rows: Sequence[PreferenceRow],
+    ours: Sequence[RowTokens],
+    processing_class: Any,
+    numbers: Sequence[int] | None = None,
+) -> None:
+    """Those of `log_notes` that are true of a model that only reads: texts of the first rows that are not in the
+    tokens, and begin and end tokens that are there twice.
+    """
+    rows, ours, tokenizer = rows[:AT_FIRST], ours[:AT_FIRST], tokenizer_of(processing_class)
+    numbers = range(len(rows)) if numbers is None else numbers[:AT_FIRST]
     found = [_unspelled(*each, processing_class) for each in zip(rows, ours, strict=True)]
     if lost := list(filter(None, found)):
         logger.warning(
             f"{name}: in {len(lost)} of the first {len(rows)} rows the tokens do not spell the text, such as "
             f"{lost[0]}: look at the chat template and the tokenizer"
         )
-
-
-def _log_ends(
-    name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], tokenizer: Any, numbers: Sequence[int]
-) -> None:
-    """Warns of completions that end twice, or with nothing that a model could stop at."""
-    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
-    twice, never = [], []
-    for i, row, tokens in zip(numbers, rows, ours, strict=True):
-        sides = [*zip(row.completions, tokens.completions, strict=True)]
-        if any(_ends_twice(ids, special, tokenizer) for _, ids in sides):
-            twice.append(i)
-        if any(_ends_never(completion, ids, special, tokenizer) for completion, ids in sides):
-            never.append(i)
-    if twice:
+    special = _special(tokenizer)
+    ended = (any(_ends_twice(ids, special, tokenizer) for ids in tokens.completions) for tokens in ours)
+    if twice := [i for i, is_so in zip(numbers, ended, strict=True) if is_so]:
         logger.warning(
             f"{name}: in {len(twice)} of the first {len(rows)} rows a completion ends with two end tokens (the first "
             f"is row {twice[0]}): the text has one already. Remove it from the text, with what follows it"
         )
+    bos = getattr(tokenizer, "bos_token_id", None)
+    begun = (bos is not None and tokens.prompt[:2] == [bos, bos] for tokens in ours)
+    if doubled := [i for i, is_so in zip(numbers, begun, strict=True) if is_so]:
+        logger.warning(
+            f"{name}: {len(doubled)} of the first {len(rows)} rows begin with two begin tokens (the first is row "
+            f"{doubled[0]}): the text has one already, and the tokenizer adds one. Remove it from the text"
+        )
+
+
+def _special(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+
+
+def _log_no_ends(
+    name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], tokenizer: Any, numbers: Sequence[int]
+) -> None:
+    """Warns of completions that end with nothing that a model could stop at."""
+    special, never = _special(tokenizer), []
+    for i, row, tokens in zip(numbers, rows, ours, strict=True):
+        sides = zip(row.completions, tokens.completions, strict=True)
+        if any(_ends_never(completion, ids, special, tokenizer) for completion, ids in sides):
+            never.append(i)
     if never:
         logger.warning(
             f"{name}: in {len(never)} of the first {len(rows)} rows a completion ends without a special token (the "
@@ -310,23 +324,29 @@ def _ends_never(completion: Part, ids: list[int], special: Collection[int], toke
 
 
 def _unspelled(row: PreferenceRow, tokens: RowTokens, processing_class: Any) -> str | None:
-    """What of a prompt, or of the end of a completion, is not in the tokens; None if all of it is."""
+    """What of a prompt or a completion is not in the tokens; None if all of it is."""
     for completion, ids in zip(row.completions, tokens.completions, strict=True):
         decoded = processing_class.decode([*tokens.prompt, *ids])
         letters = _letters(decoded)
-        for part in (*_said_to_the_model(row.prompt), completion):
-            text = text_of(part if isinstance(part, str) else part[-1:])
-            if _letters(text) not in letters:
+        for text, is_verbatim in chain(_texts(row.prompt), _texts(completion)):
+            if not all(_letters(each) in letters for each in ([text] if is_verbatim else _WORD.findall(text))):
                 return f"{shown(text)}, which became {shown(decoded)}"
     return None
 
 
-def _said_to_the_model(prompt: Part) -> list[Part]:
-    """Without its own earlier turns, of which templates leave out what it thought."""
-    if isinstance(prompt, str):
-        return [prompt]
-    said = [message for message in prompt[:-1] if message["role"] in ("system", "user")]
-    return [[message] for message in (*said, prompt[-1])]
+def _texts(part: Part) -> Iterator[tuple[str, bool]]:
+    """Each text of a prompt or a completion, and whether templates write it as it is, not as JSON of a tool's.
+
+    Of the model's own earlier turns, what comes after its thoughts, which templates leave out.
+    """
+    if isinstance(part, str):
+        yield part, True
+        return
+    for i, message in enumerate(part, start=1):
+        text, role = text_of([message]), message["role"]
+        if role == "assistant" and i < len(part):
+            text = text.rpartition("</think>")[2]
+        yield text, role in ("system", "user", "assistant")
 
 
 def _letters(text: str) -> str:

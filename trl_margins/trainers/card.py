@@ -34,6 +34,7 @@ from ..report.run_folder import INFO, TRAINING, read_run
 from ..zero3 import n_elements
 from .configs import MarginOptions, config_class, origin_of
 from .folder import CARD, FIGURES, replace_links
+from .preparation import OF_COLUMN, OF_FACTOR, TRAIN
 from .step_size import factors_of, pairs_per_step
 
 if TYPE_CHECKING:
@@ -310,7 +311,9 @@ def _term_settings(trainer: Any, kind: str) -> list[tuple[str, Any]]:
     if not terms:
         return []
     if "objective" not in trainer.from_python and f"{kind}_term" not in trainer.from_python:
-        options = [(name, getattr(trainer.args, name)) for name in trainer.options.term_options(kind)]
+        unread = OF_FACTOR if trainer.set_facts[TRAIN].factor == OF_COLUMN else ()
+        names = [name for name in trainer.options.term_options(kind) if name not in unread]
+        options = [(name, getattr(trainer.args, name)) for name in names]
         return [(kind, ", ".join(term.name for term in terms)), *options]
     rows = [(kind, ", ".join(f"{type(term).__name__} from Python" for term in terms))]
     for term in terms:

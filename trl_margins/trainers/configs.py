@@ -16,7 +16,7 @@ from trl import DPOConfig
 from trl.experimental.cpo import CPOConfig
 
 from ..checks import check_names, check_options, default_of, values_of
-from ..data.evaluation_factors import METRICS
+from ..data.evaluation_factors import BERTSCORE_METRICS, METRICS
 from ..forward.checkpointing import NAMES
 from ..links import LINKS, TRLS, Link
 from ..methods import MARGINS, WEIGHTS, Method, names_of
@@ -696,6 +696,12 @@ def _warn_of_unread(config: MarginOptions) -> None:
     read = {name for kind in _KINDS for name in config.term_options(kind)}
     if any(FACTOR in term.columns for kind in _KINDS for term in config._term_classes(kind)):
         read |= {"gap_aware_metric", "gap_aware_encoder"}
+        if config.gap_aware_encoder is not None and config.gap_aware_metric not in BERTSCORE_METRICS:
+            logger.warning(
+                "no effect of gap_aware_encoder: it is for BERTScore (gap_aware_metric bertscore_f1), and "
+                "gap_aware_metric is %s",
+                config.gap_aware_metric,
+            )
     declared = {item.name: item for item in fields(config)}
     if (alpha := getattr(config, "alpha", 0.0)) and (own := own_alpha(config._term_classes("margin"))):
         logger.warning("alpha=%g is AlphaPO's, for the reward; that of margin=%r is %s", alpha, config.margin, own)

@@ -48,6 +48,8 @@ from .configs import MarginOptions
 logger = logging.getLogger(__name__)
 
 TRAIN = "train"
+OF_FACTOR = ("gap_aware_metric", "gap_aware_encoder")  # where no column has the factors
+OF_COLUMN = f"column {FACTOR}"
 _MOST = 100_000  # rows of an evaluation stream: an endless one would never be read to its end
 
 # Columns that TRL's collators take for tensors, whatever they hold
@@ -361,9 +363,14 @@ def _with_factors(opened: OpenedSet, options: MarginOptions, config: Any, facts:
             f"{FACTOR} is checked or computed for a whole data set, which a {type(dataset).__name__} does not show: "
             "load the data set instead of streaming it"
         )
-    factor = f"column {FACTOR}"
+    factor = OF_COLUMN
     if FACTOR in dataset.column_names:
         logger.info("%s: %s column found", split, FACTOR)
+        if unread := [name for name in OF_FACTOR if getattr(options, name) != getattr(MarginOptions, name)]:
+            logger.warning(
+                "%s: no effect of %s: the data set has the column %s. Remove the column to compute another",
+                *(split, " and ".join(unread), FACTOR),
+            )
     else:
         factor = options.gap_aware_metric
         logger.info("%s: no %s column, computing %s of the two completions", split, FACTOR, factor)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import VOCABULARY, byte_tokenizer, load, preference_rows, saved
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, get_peft_model
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from trl_margins.cli import main, select
@@ -238,6 +238,26 @@ def test_eigenvalues_are_those_of_the_dense_hessian(kind):
     assert all(torch.equal(value, before[name].float()) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", [PrefixTuningConfig, PromptEncoderConfig])
+def test_an_adapter_of_virtual_tokens_neither_merges_nor_trains_on(kind, tiny_model, tmp_path):
+    adapted = get_peft_model(load(tiny_model), kind(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    adapted.save_pretrained(tmp_path / "adapter")
+    byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    preference_rows(4).to_json(tmp_path / "pairs.jsonl")
+    argv = ["--model_name_or_path", str(tmp_path / "adapter"), "--dataset_name", str(tmp_path / "pairs.jsonl")]
+    for command, said in (
+        (["hessian"], "cannot be merged into the weights of its base model"),
+        (["generate", "--out", str(tmp_path / "a.jsonl")], "cannot be merged into the weights of its base model"),
+        (
+            ["select", "--output_dir", str(tmp_path / "x")],
+            rf"go on with: train a new one on its base model, {tiny_model}",
+        ),
+        (["train", "--output_dir", str(tmp_path / "x"), "--use_cpu", "true"], "whose training PEFT cannot go on with"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            main([*command, *argv])
+
+
 def test_hessian_from_the_command_line(tiny_model, tmp_path, capsys):
     """Several models, the same pairs; an adapter as what it is merged to."""
     torch.manual_seed(0)
@@ -453,7 +473,7 @@ def test_anchors_of_nothing_to_compare_are_refused(tiny_model, tmp_path):
 # Subsets of several sizes
 
 
-def test_several_fractions_are_measured_once(tiny_model, tmp_path, capsys):
+def test_several_fractions_are_measured_once(tiny_model, tmp_path, capsys, caplog):
     preference_rows(10, seed=9).to_json(tmp_path / "pairs.jsonl")
     argv = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
     argv += ["--batch_size", "2", "--anchor_batch_multiplier", "2", "--max_length", "128"]
@@ -469,6 +489,7 @@ def test_several_fractions_are_measured_once(tiny_model, tmp_path, capsys):
     )
     again, first = (Dataset.from_json(str(tmp_path / name / "all.jsonl"))["anchor_gap"] for name in ("2", "one"))
     assert list(again) == list(first)  # ranked anew, in the place of the earlier ranking
+    assert "all.jsonl has a column anchor_gap: what is measured now takes its place" in caplog.text
     assert main([*argv, "--fraction", "0.3", "--output_dir", str(tmp_path / "both")]) == 0
     assert "of an earlier call, and not of this one: random-30.jsonl, random-50.jsonl" in capsys.readouterr().out
     for read, out in (("both/stable-50.jsonl", "both"), ("one/all.jsonl", "one"), ("one", "one"), ("", "one")):

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import byte_tokenizer, first_batch, load, loss_and_gradients, preference_rows, quiet, trainer_of
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from transformers import TrainerCallback, TrainerState
@@ -762,7 +763,7 @@ def test_flags_that_are_wrong(argv, status, words, console, tiny_model, tmp_path
             2,
             r"select: x.yaml: unknown key 'anchor_radios' \(did you mean 'anchor_radius'\?\)\n",
         ),
-        (["evaluate", "--json", "a", "b"], 2, "unexpected argument 'b': put the option"),
+        (["evaluate", "--json", "a", "b"], 2, "unexpected argument 'b': --json takes one value"),
         (["select", "--output_dir", "file/out"], 1, "file/out cannot be written to .Not a directory"),
         (["select", "--output_dir", "out", "--anchor_radius", "0"], 1, "anchor_radius must be above 0: at the model"),
         (["select", "--output_dir", "out", "--anchor_estimator", "exact"], 1, "unknown anchor_estimator 'exact'"),
@@ -1423,6 +1424,23 @@ def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog, 
     (tmp_path / "figures").touch()
     trainer.create_model_card()
     assert "the model card has only the first 0 pictures" in caplog.text
+    assert "γ-PO" in (tmp_path / "README.md").read_text()
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_card(tiny_model, tmp_path, monkeypatch, caplog):
+    """There is none then, rather than TRL's part of it."""
+
+    def full(self, path, *args, **kwargs):
+        Path(path).write_text("---")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    trainer = build(tiny_model, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelCard, "save", full)
+        trainer.create_model_card()
+    assert "cannot be written (OSError: [Errno 28] No space left" in caplog.text
+    assert not (tmp_path / "README.md").exists()
+    trainer.create_model_card()
     assert "γ-PO" in (tmp_path / "README.md").read_text()
 
 

@@ -265,6 +265,11 @@ FORMS = {
         {},
         [("q", {("a", 3.0, "x"), ("c", 4.5, "y")}), ("p", {("b", 1.0, "x")})],
     ),
+    "a part of the question again": (
+        [{"instruction": "Translate: Hallo", "input": " Hallo", "generations": ["a"], "ratings": [1]}],
+        {},
+        [("Translate: Hallo", {("a", 1.0, None)})],
+    ),
     "other names": (
         [{"ask": "q", "responses": ["a", "b"], "judge": ["2", 1.0]}],
         {"prompt_column": "ask", "score_columns": ["judge"]},

@@ -50,6 +50,11 @@ MODEL = ["--model_name_or_path", "/no/model", "--dataset_name"]
         (["generate", *MODEL, "rows.jsonl", "--out", "rows.jsonl"], "rows.jsonl is read, and would be lost"),
         (["score", "rows.jsonl", "--out", "file"], "file is a file, and a name without one of"),
         (["score", "rows.jsonl", "--out", "rows.jsonl"], "rows.jsonl is read, and would be lost"),
+        (
+            ["inspect", "rows.jsonl", "b.jsonl"],
+            "'b.jsonl': --dataset_name takes one value: join the files, or name a f",
+        ),
+        (["pairs", "--out", "a", "b", "--dataset_name", "c"], "unexpected argument 'b': --out takes one value"),
         (["score", "saved", "--out", "saved"], "saved is read, and would be lost"),
         (["score", "both", "--out", "saved"], "saved has another saved data set: name another folder"),
         (["score", "rows.jsonl", "--out", "both"], "both has another saved data set: name another folder"),

@@ -22,6 +22,7 @@ from .setup import (
     load_config,
     load_model,
     load_tokenizer,
+    merged,
     weights_of,
 )
 
@@ -269,15 +270,13 @@ def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:
 
     @cache  # the turns of a benchmark ask several times
     def loaded() -> Any:
-        from accelerate.utils import is_peft_model
-
         from ..generation import vllm
 
         code = args.trust_remote_code
         if name == "vllm":
             return vllm.load(path, args.dtype, code, options)
         model = load_model(args.model_name_or_path, dtype=args.dtype, device_map=None, trust_remote_code=code)
-        return (model.merge_and_unload() if is_peft_model(model) else model).to(device())
+        return merged(model, args.model_name_or_path).to(device())
 
     def answers(**asked: Any) -> Answers:
         from ..generation import continuous, local, vllm

@@ -15,7 +15,7 @@ from ..evaluation.intervals import student_interval
 from ..evaluation.sets import evaluation_set
 from ..tables import markdown_table
 from .options import LENGTH, OptionsParser, ScoredRowOptions, option, usage
-from .setup import MAX_LENGTH, check_files, check_format, find_model, load_model, load_tokenizer, of_training
+from .setup import MAX_LENGTH, check_files, check_format, find_model, load_model, load_tokenizer, merged, of_training
 
 TOP = 5
 
@@ -51,7 +51,6 @@ def main(argv: Sequence[str]) -> int:
         check_files([args.json], [args.dataset_name])
         check_format(args.json, "JSON", ".json")
     import torch
-    from accelerate.utils import is_peft_model
     from accelerate.utils.memory import clear_device_cache
 
     from ..evaluation.hessian import head_spectrum
@@ -72,8 +71,7 @@ def main(argv: Sequence[str]) -> int:
     found = {}
     for name in models:
         model = load_model(name, dtype="float32", device_map=None, trust_remote_code=code)  # TRL takes no float64
-        model = model.merge_and_unload() if is_peft_model(model) else model
-        model = model.to(device, getattr(torch, args.dtype))
+        model = merged(model, name).to(device, getattr(torch, args.dtype))
         tokenizer = load_tokenizer(name, trust_remote_code=code)
         tokens = completion_tokens(model, tokenizer, pairs.rows, length, tokenization, name)
         tokens = [row for row in tokens if row.has_completions]  # training drops the others

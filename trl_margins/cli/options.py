@@ -224,7 +224,7 @@ class OptionsParser(TrlParser):
         except (ValueError, TypeError, RuntimeError) as error:  # of transformers' configs, about their fields
             raise ValueError(str(error)) from error
         if rest:
-            raise ValueError(f"unexpected argument {rest[0]!r}: put the option that it belongs to in front of it")
+            raise ValueError(f"unexpected argument {rest[0]!r}: {_way_out(args, rest[0])}")
         return tuple(parsed)
 
     def _check_once(self, args: Sequence[str]) -> None:
@@ -259,6 +259,16 @@ def _set_environment(variables: Any, source: str) -> None:
             raise ValueError(f"{source}: env must be a mapping from environment variables to values; {name!r} is not")
         check_text(f"env.{name}", value)
     os.environ.update({name: str(value) for name, value in (variables or {}).items() if value is not None})
+
+
+def _way_out(args: Sequence[str], unread: str) -> str:
+    """What to do about an argument that no option takes."""
+    i = list(args).index(unread) if unread in args else 0
+    if i < 2 or not args[i - 2].startswith("--"):
+        return "put the option that it belongs to in front of it"
+    option = args[i - 2]
+    more = ": join the files, or name a folder that holds them alone" if option.startswith("--dataset") else ""
+    return f"{option} takes one value{more}"
 
 
 def joined(args: Sequence[str]) -> list[str]:

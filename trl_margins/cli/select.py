@@ -111,7 +111,8 @@ def main(argv: Sequence[str]) -> int:
     others = {file.name for part in PARTS for file in out.glob(f"{part}*.jsonl")}
     with keeping(out / "measured.json", {ROW: measured, ANCHOR_GAP: gaps.tolist()}):
         ranked = rows.select(measured)
-        if ANCHOR_GAP in ranked.column_names:  # of an earlier ranking
+        if ANCHOR_GAP in ranked.column_names:
+            logger.warning("%s has a column %s: what is measured now takes its place", args.dataset_name, ANCHOR_GAP)
             ranked = ranked.remove_columns(ANCHOR_GAP)
         ranked = ranked.add_column(ANCHOR_GAP, gaps.astype(float).tolist())
         with written(out / EVERYTHING) as everything:

@@ -171,6 +171,8 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
     from ..trainers.weights import broken_names, is_broken
 
     path = find_model(name)
+    if trainable:
+        _check_goes_on(name, path)
     with _loading("model", name):
         if (Path(path) / "adapter_config.json").exists():
             if list(Path(path).glob("model*.safetensors")):
@@ -190,6 +192,41 @@ def load_model(name: str, trainable: bool = False, **kwargs: Any) -> Any:
                 "%s: %d of its weight tensors hold NaN or infinity, %s among them", name, len(names), names[0]
             )
         return model
+
+
+def _check_goes_on(name: str, path: str) -> None:
+    """
+    Raises:
+        ValueError: an adapter that PEFT loads for use alone.
+    """
+    if (Path(path) / "adapter_config.json").is_file():
+        from peft import PeftConfig
+
+        config = PeftConfig.from_pretrained(path)
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"{name} is an adapter of virtual tokens ({config.peft_type.value}), whose training PEFT cannot go on "
+                f"with: train a new one on its base model, {config.base_model_name_or_path}, or name that model here"
+            )
+
+
+def merged(model: Any, name: str) -> Any:
+    """The model, with its adapter in its weights if it has one.
+
+    Raises:
+        ValueError: an adapter that has no part in the weights.
+    """
+    from accelerate.utils import is_peft_model
+
+    if not is_peft_model(model):
+        return model
+    if not hasattr(type(model.base_model), "merge_and_unload"):
+        kind = model.active_peft_config.peft_type.value
+        raise ValueError(
+            f"{name} is an adapter of the kind {kind}, which cannot be merged into the weights of its base model, as "
+            "this command needs it: name another model"
+        )
+    return model.merge_and_unload()
 
 
 def check_model(name: str, **kwargs: Any) -> None:

@@ -34,6 +34,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from transformers import AutoConfig
 
+from ..checks import Number
 from ..rows import PreferenceRow, RowReader, open_rows
 from ..rows.form import COMPLETIONS
 from ..rows.messages import Part, text_of
@@ -395,7 +396,9 @@ def _bertscore(
 ) -> dict[str, list[float]]:
     named = metrics[0] if len(metrics) == 1 else "bertscore"
     scorer = _scorer(named, encoder, num_layers, device)
-    if batch_size is None:  # on a CPU, larger batches only add padding
+    if batch_size is not None:
+        Number(least=1, whole=True).check("batch_size", batch_size)
+    else:  # on a CPU, larger batches only add padding
         batch_size = 8 if str(scorer.device) == "cpu" else 64
     # bert-score 0.3.13 also gives empty texts 0, but with a tokenizer method that transformers 5 has removed
     rows = np.array([i for i, pair in enumerate(zip(chosen, rejected, strict=True)) if all(map(str.strip, pair))], int)

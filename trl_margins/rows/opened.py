@@ -236,8 +236,9 @@ def refuse_input(dataset: Dataset, reader: RowReader, prompt_column: str | None,
     """Raises a RowError for Alpaca's rows, whose question is in two columns, unless `prompt_column` names the one."""
     if prompt_column is not None or reader.prompt_column != "instruction" or "input" not in reader.columns:
         return
-    for number, row in enumerate(raw_rows(dataset, ["input"], reader.split)):
-        if row["input"]:
+    for number, row in enumerate(raw_rows(dataset, ["input", "instruction"], reader.split)):
+        prompt = "\n".join(texts_in(row["instruction"]))
+        if row["input"] and not all(text.strip() in prompt for text in texts_in(row["input"])):
             raise RowError(
                 f"column 'input', {where(number)}: {row['input']!r:.100} is not part of the column "
                 "'instruction', which holds the prompts: join the two in a column of their own, or, if it does "

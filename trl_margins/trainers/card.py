@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from trl.trainer.utils import get_config_model_id
 from .. import __version__
 from ..checks import default_of
 from ..data.bundled import BUNDLED_MODELS, BUNDLED_PREFIX
+from ..disk import write
 from ..methods import Method
 from ..objective import Objective
 from ..registry import OPTIONS, option_fields
@@ -124,11 +126,16 @@ class CardMixin(TRLTrainer):
                 reproduce=command or python_script(self, facts),
                 reproduce_language="bash" if command else "python",
             )
-            super().create_model_card(facts.model_name, dataset_name, tags)
             file = Path(str(self.args.output_dir), CARD)
-            completed(ModelCard.load(file), facts).save(file)
-            if facts.adapter:
-                _add_peft_entries(self, file)
+            try:
+                super().create_model_card(facts.model_name, dataset_name, tags)
+                completed(ModelCard.load(file), facts).save(file)
+                if facts.adapter:
+                    _add_peft_entries(self, file)
+            except OSError:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)  # TRL's part of it, or less
+                raise
         except Exception as error:
             if not self.is_in_train and not isinstance(error, OSError):
                 raise
@@ -257,7 +264,7 @@ def pictures(trainer: Any) -> list[Image]:
             file.unlink(missing_ok=True)  # an earlier run's would be uploaded with this card
             if picture.figure is not None:
                 file.parent.mkdir(exist_ok=True)
-                file.write_bytes(render(picture.figure, "png"))
+                write(file, render(picture.figure, "png"))
                 images.append(Image(f"{FIGURES}/{file.name}", picture.title, picture.caption))
     except OSError as error:
         logger.warning("the model card has only the first %d pictures: %s", len(images), error)

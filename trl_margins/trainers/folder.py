@@ -244,8 +244,8 @@ def check_stays(folder: Path, names: list[str]) -> None:
 
 def _of_earlier_run(folder: Path) -> list[Path]:
     """All that `make_room` moves, among it files that a user has written and a run would write over."""
-    of_a_run = (*_TELLING, *_OTHERS) if earlier_run(folder) else (CONFIG_NAME,)
-    found = _matching(folder, (*of_a_run, CARD, FIGURES))
+    others = _OTHERS if earlier_run(folder) else (name for name in _OTHERS if name != RUN_FILE)
+    found = _matching(folder, (*_TELLING, *others, CARD, FIGURES))
     return [path for path in found if path.name != CARD or path.is_file()]
 
 

@@ -170,6 +170,9 @@ def test_what_the_template_leaves_out_is_said(folder, tmp_path, caplog):
     )
     assert "the tokens do not spell the text, such as 'in French'" in caplog.text
     assert "two end tokens" not in caplog.text
+    assert (
+        "'reasoning_content' is in 1 rows (the first is row 0), and the chat template does not read it" in caplog.text
+    )
 
 
 def test_two_end_tokens_are_said(folder, tmp_path, caplog):
@@ -180,9 +183,6 @@ def test_two_end_tokens_are_said(folder, tmp_path, caplog):
     data = write(tmp_path / "a.jsonl", [{"prompt": "a cat?", "responses": ["yes", f"no{end}"]}])
     assert main(["score", data, "--reward_model", other, "--out", str(tmp_path / "s.jsonl")]) == 0
     assert "in 1 of the first 1 rows a completion ends with two end tokens (the first is row 0)" in caplog.text
-    assert (
-        "'reasoning_content' is in 1 rows (the first is row 0), and the chat template does not read it" in caplog.text
-    )
 
 
 def test_text_without_a_template_is_as_in_trls_reward_trainer(folder, tmp_path):

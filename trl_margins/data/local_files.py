@@ -132,7 +132,7 @@ def _unread(folder: Path, read: Iterable[Path]) -> list[str]:
         file.name
         for file in sorted(folder.iterdir())
         if kind_of(file) in BUILDERS and file.name not in _NO_DATA and file.is_file() and file.name[0] not in "._"
-        if file.resolve() not in known
+        if file.resolve() not in known and file.stat().st_size
     ]
 
 

@@ -181,7 +181,7 @@ def commands_near(text: Text) -> tuple[str, ...]:
     folder, _, name = text.file.removeprefix("trl_margins/").partition("/")
     named = [command for command in COMMANDS if re.search(rf"trl-margins {command}\b", text.text)]
     if text.file.startswith("trl_margins/"):
-        own = Path(name).stem.removesuffix("_settings") if folder == "cli" else ""
+        own = re.sub("_(settings|runs)$", "", Path(name).stem) if folder == "cli" else ""
         room = SAID_BY.get(f"{folder}/{Path(name).stem}") or SAID_BY.get(folder, ("train",))
         return tuple(named) or ((own,) if own in COMMANDS else room)
     if text.file.startswith("recipes/"):

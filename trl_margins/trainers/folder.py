@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..probes.diagnostics import ANCHORS_FILE
 from ..recording.pair_log import PAIRS_FILE, RUN_FILE
@@ -37,7 +37,7 @@ _TELLING = (
     *("tokenizer.json", "tokenizer_config.json", "chat_template.*", "additional_chat_templates"),
 )
 _OTHERS = (
-    *(RUN_FILE, CONFIG_NAME, "generation_config.json", *_INDEX),
+    *(RUN_FILE, CONFIG_NAME, GENERATION_CONFIG_NAME, *_INDEX),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("all_results.json", "train_results.json", "eval_results.json", "pair_log-*.csv"),
@@ -244,8 +244,8 @@ def check_stays(folder: Path, names: list[str]) -> None:
 
 def _of_earlier_run(folder: Path) -> list[Path]:
     """All that `make_room` moves, among it files that a user has written and a run would write over."""
-    others = _OTHERS if earlier_run(folder) else (name for name in _OTHERS if name != RUN_FILE)
-    found = _matching(folder, (*_TELLING, *others, CARD, FIGURES))
+    of_a_run = (*_TELLING, *_OTHERS) if earlier_run(folder) else (CONFIG_NAME, GENERATION_CONFIG_NAME)
+    found = _matching(folder, (*of_a_run, CARD, FIGURES))
     return [path for path in found if path.name != CARD or path.is_file()]
 
 

@@ -10,6 +10,7 @@ import logging
 import lzma
 import shutil
 import socket
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -257,6 +258,25 @@ def test_a_row_that_repeats_the_header(streaming, folder):
     rows = load_splits(str(folder / "pairs.jsonl"), streaming=streaming)["train"]
     with pytest.raises(ValueError, match="row 1 of the dev data set repeats the names of the columns, as a header"):
         open_rows(rows, "dev")
+
+
+@pytest.mark.parametrize("name", ["train_notes.txt", "train.py", "test.log", "train/notes.md"])
+def test_what_is_no_data_does_not_take_the_place_of_data(name, folder):
+    (folder / "pairs.jsonl").write_text(LINE)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x = 1\n")
+    said = (
+        rf"{Path(name).name} are taken for its splits, and they hold no data, so that pairs\.jsonl is not read: move"
+    )
+    with pytest.raises(ValueError, match=said):
+        load_splits(str(folder))
+
+
+def test_a_readme_whose_files_are_gone(folder):
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: old-*.jsonl\n---\n")
+    (folder / "train.jsonl").write_text(LINE)
+    with pytest.raises(ValueError, match=r"no file matches the data_files of its README\.md, old-\*\.jsonl: correct"):
+        load_splits(str(folder))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

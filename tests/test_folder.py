@@ -166,9 +166,7 @@ def test_a_new_run_has_its_folder_for_itself(other, tiny_model, tmp_path, caplog
     assert f"are now in {kept}" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "config.json", "figures", "generation_config.json"]
-)
+@pytest.mark.parametrize("name", ["README.md", "config.json", "figures", "generation_config.json"])
 def test_files_of_ones_own_are_not_lost(name, tiny_model, tmp_path, caplog):
     """Of the names that a run writes; what else lies there stays."""
     for each in (name, "notes.md"):

@@ -69,7 +69,7 @@ class Plan:
                     f"--cases {args.cases}: the margin of {whose} has a reference model in it: give --ref_model, the "
                     "model that training started from"
                 )
-        if compares and reference is None and moves_base(adapter_of(model).get("init_lora_weights")):
+        if args.reward == "log-ratio" and reference is None and moves_base(adapter_of(model).get("init_lora_weights")):
             reference = base_of(model)  # the model without its adapter is another one
         if reference is not None:
             find_model(reference)

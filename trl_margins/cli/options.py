@@ -263,12 +263,13 @@ def _set_environment(variables: Any, source: str) -> None:
 
 def _way_out(args: Sequence[str], unread: str) -> str:
     """What to do about an argument that no option takes."""
-    i = list(args).index(unread) if unread in args else 0
-    if i < 2 or not args[i - 2].startswith("--"):
-        return "put the option that it belongs to in front of it"
-    option = args[i - 2]
-    more = ": join the files, or name a folder that holds them alone" if option.startswith("--dataset") else ""
-    return f"{option} takes one value{more}"
+    words = [word for text in args for word in (text.split("=", 1) if text.startswith("--") else [text])]
+    for option, value, word in zip(words, words[1:], words[2:], strict=False):
+        if word == unread and option.startswith("--") and not value.startswith("--"):
+            name = option.replace("-", "_").replace("__", "--", 1)
+            more = ": join the files, or name a folder that holds them alone" if name == "--dataset_name" else ""
+            return f"{name} takes one value{more}"
+    return "put the option that it belongs to in front of it"
 
 
 def joined(args: Sequence[str]) -> list[str]:

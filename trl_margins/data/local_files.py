@@ -90,6 +90,10 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
             split: [file for file in files if file.stat().st_size] or files[:1] for split, files in splits.items()
         }
     every = [file for files in splits.values() for file in files]
+    if not every:
+        _check_taken(
+            folder, Path(base), [each for found in patterns.values() for each in found], "data_files" in chosen
+        )
     if all(file.stem == "metadata" for file in every):  # a folder of images, or no files
         return {}
     counts = Counter(map(builder_of, every))
@@ -107,6 +111,23 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
             "validation. Name it as a set of its own, or move it out"
         )
     return {split: files for split, files in found.items() if files}
+
+
+def _check_taken(folder: Path, base: Path, patterns: list[str], are_named: bool) -> None:
+    """
+    Raises:
+        ValueError: nothing that is taken for a split is data, and there is data beside it, or nothing is taken.
+    """
+    taken = sorted({Path(file).name for each in patterns for file in _resolved(each, str(base))})
+    if are_named and not taken:
+        raise ValueError(
+            f"{folder}: no file matches the data_files of its README.md, {', '.join(patterns)}: correct them"
+        )
+    if taken and (unread := _unread(base, ())):
+        raise ValueError(
+            f"{folder}: by their names or folders {', '.join(taken[:_SHOWN])} are taken for its splits, and they hold "
+            f"no data, so that {', '.join(unread[:_SHOWN])} is not read: move them out, or name the file alone"
+        )
 
 
 def _say_what_is_read(folder: Path, splits: Mapping[str, list[Path]]) -> None:
@@ -167,13 +188,16 @@ def linked(path: Path) -> str:
 
 
 def _matches(pattern: str, base: str) -> list[Path]:
+    return [file for file in _resolved(pattern, base) if kind_of(file) in BUILDERS]
+
+
+def _resolved(pattern: str, base: str) -> list[Path]:
     try:
-        found = [Path(file) for file in resolve_pattern(pattern, base)]
+        return [Path(file) for file in resolve_pattern(pattern, base)]
     except FileNotFoundError:
         if glob.has_magic(pattern):
             return []
         raise
-    return [file for file in found if kind_of(file) in BUILDERS]
 
 
 def _configuration(folder: Path, config: str | None) -> Mapping[str, Any]:

@@ -237,8 +237,8 @@ def refuse_input(dataset: Dataset, reader: RowReader, prompt_column: str | None,
     if prompt_column is not None or reader.prompt_column != "instruction" or "input" not in reader.columns:
         return
     for number, row in enumerate(raw_rows(dataset, ["input", "instruction"], reader.split)):
-        prompt = "\n".join(texts_in(row["instruction"]))
-        if row["input"] and not all(text.strip() in prompt for text in texts_in(row["input"])):
+        again = rf"(?<!\w){re.escape(str(row['input']).strip())}(?!\w)"
+        if row["input"] and not re.search(again, str(row["instruction"])):
             raise RowError(
                 f"column 'input', {where(number)}: {row['input']!r:.100} is not part of the column "
                 "'instruction', which holds the prompts: join the two in a column of their own, or, if it does "

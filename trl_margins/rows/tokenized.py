@@ -137,13 +137,14 @@ def _without_filled(
 ) -> tuple[Dataset | IterableDataset, np.ndarray | None]:
     """Without the pairs whose prompt alone fills `max_length`; and which pairs are left, which a stream cannot say."""
     if isinstance(dataset, IterableDataset):
-        if next(iter(dataset), None) is None:
+        first = iter(dataset.take(_IN_A_ROW))
+        if (row := next(first, None)) is None:
             raise ValueError(
                 f"no pair of the {split} stream is left: a filter leaves out all of them. "
                 "score_gap_transform=hard is one, by its score_gap_threshold"
             )
         # training would look for a batch without end
-        if max_length is not None and all(len(row[prompt]) >= max_length for row in dataset.take(_IN_A_ROW)):
+        if max_length is not None and all(len(each[prompt]) >= max_length for each in chain([row], first)):
             raise ValueError(
                 f"no pair of the {split} stream is left, among its first {_IN_A_ROW:,}: the prompts fill "
                 f"max_length={max_length}: raise it, shorten the prompts, or filter out what comes before the others"

@@ -25,7 +25,7 @@ from trl.trainer.utils import get_config_model_id
 from .. import __version__
 from ..checks import default_of
 from ..data.bundled import BUNDLED_MODELS, BUNDLED_PREFIX
-from ..disk import write
+from ..disk import is_of_the_disk, write
 from ..methods import Method
 from ..objective import Objective
 from ..registry import OPTIONS, option_fields
@@ -132,9 +132,10 @@ class CardMixin(TRLTrainer):
                 completed(ModelCard.load(file), facts).save(file)
                 if facts.adapter:
                     _add_peft_entries(self, file)
-            except OSError:
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)  # TRL's part of it, or less
+            except OSError as error:
+                if is_of_the_disk(error):
+                    with suppress(OSError):
+                        file.unlink(missing_ok=True)  # TRL's part of it, or less
                 raise
         except Exception as error:
             if not self.is_in_train and not isinstance(error, OSError):
@@ -249,12 +250,12 @@ def pictures(trainer: Any) -> list[Image]:
     if find_spec("matplotlib") is None:
         logger.info("no pictures for the model card: pip install 'trl-margins[report]'")
         return []
-    from ..report.figures import draw_pictures
-    from ..report.style import render
-
     try:
+        from ..report.figures import draw_pictures
+        from ..report.style import render
+
         run = read_run(folder)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:  # matplotlib's too, of an MPLBACKEND that it does not have
         logger.warning("no pictures for the model card: %s", error)
         return []
     images: list[Image] = []

@@ -55,6 +55,12 @@ class EvaluationMixin(BestMixin):
             as_taken(eval_dataset, "evaluation", self.args)
         dataloader = super().get_eval_dataloader(eval_dataset)
         check_lockstep(self.accelerator, dataloader, "evaluation")
+        if self.accelerator.num_processes > 1 and isinstance(dataloader.dataset, torch.utils.data.IterableDataset):
+            logger.warning(
+                "the evaluation set is a stream: up to %d of its first rows are read again behind its last, to be as "
+                "long on all ranks, and count twice. Load it instead of streaming it",
+                self.args.eval_batch_size * self.accelerator.num_processes - 1,
+            )
         return dataloader
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
@@ -87,9 +93,11 @@ class EvaluationMixin(BestMixin):
         if values is None or metrics is None:
             return output
         losses, rewards = values[:, 0], values[:, 1:]
-        if self.options.filters_evaluation and losses.isfinite().any() and not losses.isfinite().all():
+        if self.options.filters_evaluation and losses.isfinite().any():
             # as transformers does with `logging_nan_inf_filter`, which also reads every training loss from the device
-            metrics[f"{metric_key_prefix}_loss"] = losses[losses.isfinite()].mean().item()
+            losses = losses[losses.isfinite()]
+        # transformers counts a batch as long as most are: the last one of a stream, and those of `split_batches`, too
+        metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
         ranking = self._ranking(rewards, dataloader.dataset)
         self._without_clear_pairs(metric_key_prefix, ranking)
         for name, value in ranking.items():

@@ -242,8 +242,8 @@ def of_reference(model: Any, reference: Any) -> str | None:
 
 
 def moves_base(init_lora_weights: Any) -> bool:
-    """Whether an adapter takes its first values out of the model under it: PiSSA, OLoRA and others."""
-    return isinstance(init_lora_weights, str) and init_lora_weights not in ("gaussian", "eva")
+    """Whether an adapter takes its first values out of the model under it."""
+    return str(init_lora_weights).lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
 
 
 def is_part(weight: Tensor) -> bool:

@@ -316,7 +316,8 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         loss, output = self._loss(counted, some, training=False, evaluation=True, sizes=sizes)
         self._remember(pairs, columns, loss, self.same_completions(batch))
         metrics = self._batch_metrics(counted, output, batch, train_eval)
-        return loss, {f"eval_{name}": value.reshape(-1)[:n_counted] for name, value in metrics.items()}
+        # means over the mini-batch's tokens stay: TRL looks for them in each batch
+        return loss, {f"eval_{name}": each[:n_counted] if each.dim() else each for name, each in metrics.items()}
 
     def _loss(
         self,

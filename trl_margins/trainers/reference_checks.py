@@ -53,12 +53,13 @@ def _warn_of_moved_base(trainer: MarginTrainer) -> None:
     if not trainer.objective.needs_reference or not is_peft_model(trainer.model):
         return
     adapters = trainer.model.peft_config
-    starts = {getattr(config, "init_lora_weights", True) for name, config in adapters.items() if "ref" not in adapters}
-    for start in filter(moves_base, starts):
+    if "ref" in adapters:  # TRL's copy of an adapter that has been trained already
+        return
+    for start in filter(moves_base, {getattr(config, "init_lora_weights", True) for config in adapters.values()}):
         logger.warning(
             "init_lora_weights=%r takes the adapter's first values out of the model under it, and what is left is the "
-            "reference model, as in TRL: it is not the model that training starts from. For that one, pass it as "
-            "ref_model",
+            "reference model, as in TRL: it is not the model that training starts from. For that one, give the "
+            "trainer a ref_model, from Python",
             start,
         )
 

@@ -58,7 +58,7 @@ def check_for_trl(config: TrainingArguments) -> None:
         )
     dtype = mappings.get("model_init_kwargs", {}).get("dtype", "auto")
     meant = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-    if meant not in ("auto", None) and not isinstance(meant, torch.dtype | Mapping):
+    if meant not in ("auto", None) and not isinstance(meant, torch.dtype):
         raise unknown("dtype of model_init_kwargs", dtype, ("auto", "bfloat16", "float16", "float32"))
     options = options_of(AcceleratorConfig)
     for name, value in mappings["accelerator_config"].items():

@@ -1428,14 +1428,22 @@ def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog, 
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_card(tiny_model, tmp_path, monkeypatch, caplog):
-    """There is none then, rather than TRL's part of it."""
+    """There is none then, rather than TRL's part of it. Another error leaves what was there."""
 
     def full(self, path, *args, **kwargs):
         Path(path).write_text("---")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
+    def refused(self, path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
     trainer = build(tiny_model, tmp_path)
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
     with monkeypatch.context() as patched:
+        patched.setattr(ModelCard, "save", refused)
+        trainer.create_model_card()
+        assert (tmp_path / "README.md").read_text() == card
         patched.setattr(ModelCard, "save", full)
         trainer.create_model_card()
     assert "cannot be written (OSError: [Errno 28] No space left" in caplog.text

@@ -700,6 +700,16 @@ def test_rows_that_are_there_twice_count_once():
             "column 'input', row 1 of the lists: 'Hallo' is not part of the column 'instruction', which holds",
         ),
         (
+            [{"instruction": "Double it.", "input": 4, "generations": ["a"], "ratings": [1]}],
+            {},
+            "column 'input', row 0 of the lists: 4 is not part of the column 'instruction'",
+        ),
+        (
+            [{"instruction": "Add 3 of the 45.", "input": "4", "generations": ["a"], "ratings": [1]}],
+            {},
+            "column 'input', row 0 of the lists: '4' is not part of the column 'instruction'",
+        ),
+        (
             [{"ask": "q", "generations": ["a"], "rating": [1]}],
             {"score_columns": ["rating"]},
             "the lists: there are answers but no prompts, only .* with prompt_column",

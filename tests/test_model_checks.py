@@ -336,7 +336,9 @@ def test_from_the_command_line(base, tiny_model, tmp_path):
 # Reference models
 
 
-@pytest.mark.parametrize(("start", "warns"), [("pissa", True), ("olora", True), ("gaussian", False), (True, False)])
+@pytest.mark.parametrize(
+    ("start", "warns"), [("pissa", True), ("olora", True), ("Gaussian", False), ("orthogonal", False), (True, False)]
+)
 def test_an_adapter_that_takes_its_values_out_of_the_reference(start, warns, tiny_model, tmp_path, caplog):
     adapter = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start)
     said = f"init_lora_weights={start!r} takes the adapter's first values out of the model under it"

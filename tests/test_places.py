@@ -54,6 +54,8 @@ MODEL = ["--model_name_or_path", "/no/model", "--dataset_name"]
             ["inspect", "rows.jsonl", "b.jsonl"],
             "'b.jsonl': --dataset_name takes one value: join the files, or name a f",
         ),
+        (["score", "--dataset_name=rows.jsonl", "rows.jsonl"], "'rows.jsonl': --dataset_name takes one value: join"),
+        (["score", "rows.jsonl", "--num_proc", "2", "4"], "unexpected argument '4': --num_proc takes one value"),
         (["pairs", "--out", "a", "b", "--dataset_name", "c"], "unexpected argument 'b': --out takes one value"),
         (["score", "saved", "--out", "saved"], "saved is read, and would be lost"),
         (["score", "both", "--out", "saved"], "saved has another saved data set: name another folder"),

@@ -309,15 +309,17 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         self, pairs: PairLogps, batch: Mapping[str, Any], train_eval: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the pairs that count. A rank without any computes one, for what all ranks do together."""
-        n, sizes = len(pairs.chosen), counted_pairs(self.accelerator, len(pairs.chosen))
-        n_counted = n if sizes is None else sizes[self.accelerator.process_index]
-        counted, columns = pairs.first(max(n_counted, 1)), batch.get(CARRIED, {})
-        some = {**batch, CARRIED: {name: values[: max(n_counted, 1)] for name, values in columns.items()}}
-        loss, output = self._loss(counted, some, training=False, evaluation=True, sizes=sizes)
+        sizes = counted_pairs(self.accelerator, len(pairs.chosen))
+        n = len(pairs.chosen) if sizes is None else sizes[self.accelerator.process_index]
+        some, columns = pairs.first(max(n, 1)), batch.get(CARRIED, {})
+        of_some = {**batch, CARRIED: {name: values[: max(n, 1)] for name, values in columns.items()}}
+        loss, output = self._loss(some, of_some, training=False, evaluation=True, sizes=sizes)
         self._remember(pairs, columns, loss, self.same_completions(batch))
-        metrics = self._batch_metrics(counted, output, batch, train_eval)
-        # means over the mini-batch's tokens stay: TRL looks for them in each batch
-        return loss, {f"eval_{name}": each[:n_counted] if each.dim() else each for name, each in metrics.items()}
+        found = self._batch_metrics(some, output, of_some, train_eval)
+        # what is one value for the batch stays: TRL looks for it in each
+        return loss, {
+            f"eval_{name}": each[:n] if torch.is_tensor(each) and each.dim() else each for name, each in found.items()
+        }
 
     def _loss(
         self,

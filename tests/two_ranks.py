@@ -100,7 +100,7 @@ def run(case: str, way: str, folder: str, out: Path) -> dict[str, Any]:
     if "adapters" in case:
         extra["peft_config"] = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
     if case == "gappo":  # TRL looks at what each batch has logged
-        extra["compute_metrics"] = lambda found: {"rows": len(found.predictions)}
+        extra["compute_metrics"] = lambda found: {"asked": float(len(found.predictions) > 0)}
     try:
         trainer = trainer_class(method, base)(
             model,

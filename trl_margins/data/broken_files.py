@@ -301,6 +301,9 @@ def _problem_of(file: Path) -> str | None:
     """What keeps a file from being read: its columns, or its JSON, one object per line or a whole document."""
     if builder_of(file) in ("parquet", "arrow"):
         return _problem_of_columns(file)
+    if builder_of(file) == "csv":  # a table without a row has no types
+        with open_text(file, newline="") as lines:
+            return None if sum(1 for _ in islice(filter(str.strip, lines), 2)) == 2 else " has no rows"
     if not any(suffix in file.name.lower() for suffix in _FOR_LINES):
         return None
     number = 0

@@ -58,7 +58,8 @@ class Plan:
             length = trained_with(run, option) or limit or MAX_LENGTH
         reference = args.ref_model
         compares = args.reward == "log-ratio" or (target is not None and target.objective.needs_reference)
-        if compares and reference is None and not adapter_of(model):
+        adapter = adapter_of(model) if compares else {}
+        if compares and reference is None and not adapter:
             if args.reward == "log-ratio":
                 raise ValueError("reward 'log-ratio' needs --ref_model: the model that training started from")
             assert target is not None  # else there is nothing to compare
@@ -69,7 +70,7 @@ class Plan:
                     f"--cases {args.cases}: the margin of {whose} has a reference model in it: give --ref_model, the "
                     "model that training started from"
                 )
-        if args.reward == "log-ratio" and reference is None and moves_base(adapter_of(model).get("init_lora_weights")):
+        if args.reward == "log-ratio" and reference is None and moves_base(adapter.get("init_lora_weights")):
             reference = base_of(model)  # the model without its adapter is another one
         if reference is not None:
             find_model(reference)

@@ -266,7 +266,7 @@ def _way_out(args: Sequence[str], unread: str) -> str:
     words = [word for text in args for word in (text.split("=", 1) if text.startswith("--") else [text])]
     for option, value, word in zip(words, words[1:], words[2:], strict=False):
         if word == unread and option.startswith("--") and not value.startswith("--"):
-            name = option.replace("-", "_").replace("__", "--", 1)
+            name = f"--{option[2:].replace('-', '_')}"
             more = ": join the files, or name a folder that holds them alone" if name == "--dataset_name" else ""
             return f"{name} takes one value{more}"
     return "put the option that it belongs to in front of it"

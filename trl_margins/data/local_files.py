@@ -91,9 +91,7 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
         }
     every = [file for files in splits.values() for file in files]
     if not every:
-        _check_taken(
-            folder, Path(base), [each for found in patterns.values() for each in found], "data_files" in chosen
-        )
+        _check_taken(folder, base, [each for found in patterns.values() for each in found], "data_files" in chosen)
     if all(file.stem == "metadata" for file in every):  # a folder of images, or no files
         return {}
     counts = Counter(map(builder_of, every))
@@ -113,17 +111,17 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     return {split: files for split, files in found.items() if files}
 
 
-def _check_taken(folder: Path, base: Path, patterns: list[str], are_named: bool) -> None:
+def _check_taken(folder: Path, base: str, patterns: list[str], are_named: bool) -> None:
     """
     Raises:
         ValueError: nothing that is taken for a split is data, and there is data beside it, or nothing is taken.
     """
-    taken = sorted({Path(file).name for each in patterns for file in _resolved(each, str(base))})
+    taken = sorted({file.name for each in patterns for file in _resolved(each, base)})
     if are_named and not taken:
         raise ValueError(
             f"{folder}: no file matches the data_files of its README.md, {', '.join(patterns)}: correct them"
         )
-    if taken and (unread := _unread(base, ())):
+    if taken and (unread := _unread(Path(base), ())):
         raise ValueError(
             f"{folder}: by their names or folders {', '.join(taken[:_SHOWN])} are taken for its splits, and they hold "
             f"no data, so that {', '.join(unread[:_SHOWN])} is not read: move them out, or name the file alone"

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..rows import PreferenceRow, RowError, tokenize
 from ..rows.limited import limited
-from ..rows.tokenized import AT_FIRST, log_spelling, log_unread
+from ..rows.tokenized import AT_FIRST, log_notes, log_unread
 from ..rows.tokens import RowTokens
 from .local import Answers
 from .sampling import Prompt, Sampling
@@ -88,7 +88,7 @@ def answer(
     log_unread(split, wanted, model.tokenizer, numbers)
     first = [replace(row, completions=[type(row.prompt)()]) for row in wanted[:AT_FIRST]]  # with no answer yet
     whole = [RowTokens([*each.prompt, *each.tail], [[]]) for each in tokens[:AT_FIRST]]
-    log_spelling(split, first, whole, model.tokenizer, numbers)
+    log_notes(split, first, whole, model.tokenizer, numbers, only_reads=True)
     prompts = {
         key: Prompt(ids := [*each.prompt, *each.tail], min(sampling.max_new_tokens, (model.limit or 2**31) - len(ids)))
         for key, each in zip(unique, tokens, strict=True)

@@ -20,7 +20,7 @@ from ..rows.form import refuse_images
 from ..rows.list_forms import list_form
 from ..rows.lists import ScoredLists
 from ..rows.messages import Part, says, text_of
-from ..rows.tokenized import log_spelling, log_unread
+from ..rows.tokenized import log_notes, log_unread
 from ..rows.turns import split_turns, unsplit_note
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def tokens_to_score(rows: Sequence[PreferenceRow], tokenizer: Any, split: str) -
         )
     found = tokenize(rows, tokenizer, lambda i: f"row {i} of {split}")
     log_unread(split, rows, tokenizer)
-    log_spelling(split, rows, found, tokenizer)
+    log_notes(split, rows, found, tokenizer, only_reads=True)
     return [[{"input_ids": each.prompt + completion} for completion in each.completions] for each in found]
 
 

@@ -238,6 +238,7 @@ def log_notes(
     ours: Sequence[RowTokens],
     processing_class: Any,
     numbers: Sequence[int] | None = None,
+    only_reads: bool = False,
 ) -> None:
     """Logs what the tokens of the first rows of a set have that a user may not expect.
 
@@ -246,26 +247,21 @@ def log_notes(
         rows: N of them, which could be read.
         ours: [N] their tokens.
         numbers: [N] their numbers in the set; those from 0 on by default.
+        only_reads: the model does not learn completions from them: where they begin and end is not looked at.
     """
     rows, ours = rows[:AT_FIRST], ours[:AT_FIRST]
     numbers = range(len(rows)) if numbers is None else numbers[:AT_FIRST]
-    log_spelling(name, rows, ours, processing_class, numbers)
-    _log_tails(name, rows, [tokens.tail for tokens in ours], processing_class, numbers)
-    _log_no_ends(name, rows, ours, tokenizer_of(processing_class), numbers)
+    _log_spelling(name, rows, ours, processing_class, numbers)
+    if not only_reads:
+        _log_tails(name, rows, [tokens.tail for tokens in ours], processing_class, numbers)
+        _log_no_ends(name, rows, ours, tokenizer_of(processing_class), numbers)
 
 
-def log_spelling(
-    name: str,
-    rows: Sequence[PreferenceRow],
-    ours: Sequence[RowTokens],
-    processing_class: Any,
-    numbers: Sequence[int] | None = None,
+def _log_spelling(
+    name: str, rows: Sequence[PreferenceRow], ours: Sequence[RowTokens], processing_class: Any, numbers: Sequence[int]
 ) -> None:
-    """Those of `log_notes` that are true of a model that only reads: texts of the first rows that are not in the
-    tokens, and begin and end tokens that are there twice.
-    """
-    rows, ours, tokenizer = rows[:AT_FIRST], ours[:AT_FIRST], tokenizer_of(processing_class)
-    numbers = range(len(rows)) if numbers is None else numbers[:AT_FIRST]
+    """Warns of texts that are not in the tokens, and of begin and end tokens that are there twice."""
+    tokenizer = tokenizer_of(processing_class)
     found = [_unspelled(*each, processing_class) for each in zip(rows, ours, strict=True)]
     if lost := list(filter(None, found)):
         logger.warning(

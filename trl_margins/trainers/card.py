@@ -34,9 +34,9 @@ from ..report.card_results import logged_evaluations, read_report
 from ..report.markdown import python_text
 from ..report.run_folder import INFO, TRAINING, read_run
 from ..zero3 import n_elements
-from .configs import MarginOptions, config_class, origin_of
+from .configs import OF_FACTOR, MarginOptions, config_class, origin_of
 from .folder import CARD, FIGURES, replace_links
-from .preparation import OF_COLUMN, OF_FACTOR, TRAIN
+from .preparation import OF_COLUMN, TRAIN
 from .step_size import factors_of, pairs_per_step
 
 if TYPE_CHECKING:

@@ -56,6 +56,7 @@ _KEEP_BEST = {
 SIMPO_GAMMA = CPOConfig.simpo_gamma  # TRL's default
 
 _KINDS = ("weight", "margin")
+OF_FACTOR = ("gap_aware_metric", "gap_aware_encoder")  # read where no column has the factors
 TRL_FIELDS = {*CPOConfig.__dataclass_fields__, *DPOConfig.__dataclass_fields__}
 # Config fields that are set by the config itself, that SAM reads too, and that are refused where nothing reads them
 _READ_ELSEWHERE = ("gamma_po_centered", "anchor_scope", "anchor_diagnostics")
@@ -695,7 +696,7 @@ def _warn_of_unread(config: MarginOptions) -> None:
     """Names the options of terms that were not chosen, where they are not what they are by default."""
     read = {name for kind in _KINDS for name in config.term_options(kind)}
     if any(FACTOR in term.columns for kind in _KINDS for term in config._term_classes(kind)):
-        read |= {"gap_aware_metric", "gap_aware_encoder"}
+        read.update(OF_FACTOR)
         if config.gap_aware_encoder is not None and config.gap_aware_metric not in BERTSCORE_METRICS:
             logger.warning(
                 "no effect of gap_aware_encoder: it is for BERTScore (gap_aware_metric bertscore_f1), and "

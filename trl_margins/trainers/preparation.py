@@ -43,12 +43,11 @@ from ..rows.tokens import prepare_tokenizer
 from ..terms import Term
 from ..terms.evaluation_factor import EvaluationFactorMargin
 from ..terms.score_gap import ScoreGapWeight
-from .configs import MarginOptions
+from .configs import OF_FACTOR, MarginOptions
 
 logger = logging.getLogger(__name__)
 
 TRAIN = "train"
-OF_FACTOR = ("gap_aware_metric", "gap_aware_encoder")  # where no column has the factors
 OF_COLUMN = f"column {FACTOR}"
 _MOST = 100_000  # rows of an evaluation stream: an endless one would never be read to its end
 

@@ -440,6 +440,28 @@ def test_a_reader_that_leaves(arguments, monkeypatch):
     assert ended.value.code in (0, 141)  # argparse itself sees to a long help
 
 
+def test_a_reader_that_leaves_training(tiny_model, pairs_file, tmp_path, monkeypatch, capfd):
+    """The run goes on, and its model is there; that what it prints is lost is said once."""
+    flags = [
+        "--model_name_or_path",
+        str(tiny_model),
+        "--dataset_name",
+        pairs_file,
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    flags += ["--max_steps", "2", "--bf16", "false", "--use_cpu", "--report_to", "none", "--logging_steps", "1"]
+    read, write = os.pipe()
+    os.close(read)
+    with suppress(BrokenPipeError), open(write, "w") as nobody_reads:
+        monkeypatch.setattr(sys, "stdout", nobody_reads)
+        monkeypatch.setattr(sys, "argv", ["trl-margins", "train", *flags])
+        assert main() == 1
+    assert (tmp_path / "o/model.safetensors").is_file()
+    assert json.loads((tmp_path / "o/trainer_state.json").read_text())["global_step"] == 2
+    assert capfd.readouterr().err.count("standard output is lost, which cannot be written: Broken pipe") == 1
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
 def test_a_full_disk_behind_standard_output(monkeypatch, capfd):
     """The work is done, whatever happens to what it prints; that this is lost is said once."""

@@ -268,6 +268,10 @@ def test_what_a_stream_cannot_take():
             call(Plain(Fails(BrokenPipeError())))
         with pytest.raises(ValueError, match="closed"):
             call(Plain(Fails(ValueError("closed"))))
+        plain = Plain(Fails(left := BrokenPipeError()))
+        plain.outlives_readers = True
+        call(plain)
+        assert plain.lost is left
     raw = io.BytesIO()
     plain = Plain(io.TextIOWrapper(raw, "ascii"))
     assert plain.write("γ=1\x1b") == 4

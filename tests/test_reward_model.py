@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import TINY, VOCABULARY, byte_tokenizer, load, preference_rows
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptEncoderConfig, get_peft_model
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -338,6 +338,16 @@ def test_an_adapter_without_a_head_is_no_reward_model(tiny_model, tmp_path):
     byte_tokenizer().save_pretrained(tmp_path / "adapter")
     data = write(tmp_path / "answers.jsonl", ANSWERS)
     with pytest.raises(ValueError, match=r"is no reward model: it has no weights for score\.weight"):
+        main(["score", data, "--reward_model", str(tmp_path / "adapter")])
+
+
+def test_an_adapter_of_virtual_tokens_is_no_reward_model(folder, tmp_path):
+    base = AutoModelForSequenceClassification.from_pretrained(folder)
+    peft = get_peft_model(base, PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
+    peft.save_pretrained(tmp_path / "adapter")
+    byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    data = write(tmp_path / "answers.jsonl", ANSWERS)
+    with pytest.raises(ValueError, match=r"adapter is an adapter of the kind P_TUNING, which cannot be merged into"):
         main(["score", data, "--reward_model", str(tmp_path / "adapter")])
 
 

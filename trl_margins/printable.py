@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,12 +34,13 @@ class Plain:
     """A stream to a terminal or a file that shows no control character and no secret. Progress bars still move.
 
     What it cannot take, as on a full disk, is lost, and no work ends for it: `lost` is the first such error. A pipe
-    that nobody reads any more is an error as ever.
+    that nobody reads any more is an error as ever, unless `outlives_readers`.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.lost: OSError | None = None
+        self.outlives_readers = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -67,7 +69,14 @@ class Plain:
     def _losing(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and not self.outlives_readers:
+                raise
             self.lost = self.lost or error
+
+
+def outlive_readers() -> None:
+    """From here on, a pipe that nobody reads ends no work either."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Plain):
+            stream.outlives_readers = True

@@ -22,7 +22,6 @@ from .setup import (
     load_config,
     load_model,
     load_tokenizer,
-    merged,
     weights_of,
 )
 
@@ -270,6 +269,7 @@ def answering(args: GenerateArguments, name: str, tokenizer: Any) -> Answering:
 
     @cache  # the turns of a benchmark ask several times
     def loaded() -> Any:
+        from ..forward.head import merged
         from ..generation import vllm
 
         code = args.trust_remote_code

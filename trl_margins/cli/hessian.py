@@ -15,7 +15,7 @@ from ..evaluation.intervals import student_interval
 from ..evaluation.sets import evaluation_set
 from ..tables import markdown_table
 from .options import LENGTH, OptionsParser, ScoredRowOptions, option, usage
-from .setup import MAX_LENGTH, check_files, check_format, find_model, load_model, load_tokenizer, merged, of_training
+from .setup import MAX_LENGTH, check_files, check_format, find_model, load_model, load_tokenizer, of_training
 
 TOP = 5
 
@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
     from ..evaluation.hessian import head_spectrum
     from ..evaluation.scorer import completion_tokens
+    from ..forward.head import merged
 
     models, code = args.model_name_or_path, args.trust_remote_code
     for name in models:

@@ -210,25 +210,6 @@ def _check_goes_on(name: str, path: str) -> None:
             )
 
 
-def merged(model: Any, name: str) -> Any:
-    """The model, with its adapter in its weights if it has one.
-
-    Raises:
-        ValueError: an adapter that has no part in the weights.
-    """
-    from accelerate.utils import is_peft_model
-
-    if not is_peft_model(model):
-        return model
-    if not hasattr(type(model.base_model), "merge_and_unload"):
-        kind = model.active_peft_config.peft_type.value
-        raise ValueError(
-            f"{name} is an adapter of the kind {kind}, which cannot be merged into the weights of its base model, as "
-            "this command needs it: name another model"
-        )
-    return model.merge_and_unload()
-
-
 def check_model(name: str, **kwargs: Any) -> None:
     """What can be seen of a model without loading it.
 

@@ -26,6 +26,7 @@ from ..disk import check_writable
 from ..distributed import agreed, check_processes, wait_before_leaving
 from ..logging import holding_info, release_info
 from ..methods import MARGINS, WEIGHTS, names_of
+from ..printable import outlive_readers
 from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
 from ..rows.form import IMAGES
@@ -244,7 +245,8 @@ def short_bars_hidden() -> Iterator[None]:
 
 
 def _train(trainer: Any, resume: str | bool | None) -> None:
-    """Trains; if training stops, logs where it can be resumed."""
+    """Trains, whoever reads what is printed; if training stops, logs where it can be resumed."""
+    outlive_readers()
     try:
         trainer.train(resume_from_checkpoint=resume)
     except Exception as error:

@@ -26,6 +26,23 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
     return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
+def merged(model: Any, name: str) -> Any:
+    """The model, with its adapter in its weights if it has one.
+
+    Raises:
+        ValueError: an adapter that has no part in the weights.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    if not hasattr(type(model.base_model), "merge_and_unload"):
+        kind = model.active_peft_config.peft_type.value
+        raise ValueError(
+            f"{name} is an adapter of the kind {kind}, which cannot be merged into the weights of its base model, as "
+            "this command needs it: name another model"
+        )
+    return model.merge_and_unload()
+
+
 def decoder(model: nn.Module) -> nn.Module:
     """The module whose hidden states the LM head projects.
 

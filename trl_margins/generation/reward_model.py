@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..forward.head import merged
 from ..forward.positions import positions_of
 from ..rows import PreferenceRow, RowError, open_rows, tokenize
 from ..rows.form import refuse_images
@@ -59,7 +60,7 @@ def _load_adapter(path: str, **kwargs: Any) -> Any:
     if not heads:
         raise ValueError(_no_head(path, ["score.weight"]))
     labels = next(iter(heads.values())).shape[0]
-    return AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=labels, **kwargs).merge_and_unload()
+    return merged(AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=labels, **kwargs), path)
 
 
 def _no_head(path: str, missing: Sequence[str]) -> str:

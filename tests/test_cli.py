@@ -443,13 +443,6 @@ def test_a_reader_that_leaves(arguments, monkeypatch):
 def test_a_reader_that_leaves_training(tiny_model, pairs_file, tmp_path, monkeypatch, capfd):
     """The run goes on, and its model is there; that what it prints is lost is said once."""
     flags = ["--model_name_or_path", tiny_model, "--dataset_name", pairs_file, "--output_dir", str(tmp_path / "o")]
-        "--model_name_or_path",
-        str(tiny_model),
-        "--dataset_name",
-        pairs_file,
-        "--output_dir",
-        str(tmp_path / "o"),
-    ]
     flags += ["--max_steps", "2", "--bf16", "false", "--use_cpu", "--report_to", "none", "--logging_steps", "1"]
     read, write = os.pipe()
     os.close(read)

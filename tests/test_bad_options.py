@@ -63,6 +63,7 @@ from trl_margins.terms.dynamic_target import DynamicTargetMargin, dynamic_target
 from trl_margins.terms.evaluation_factor import EvaluationFactorMargin
 from trl_margins.terms.history import GapHistory
 from trl_margins.terms.score_gap import ScoreGapWeight
+from trl_margins.trainers import card as card_module
 from trl_margins.trainers import checkpoints, trls_fields
 from trl_margins.trainers.configs import MarginCPOConfig, config_class
 from trl_margins.trainers.cpo import MarginCPOTrainer
@@ -1428,23 +1429,24 @@ def test_a_full_disk_under_the_pictures_of_a_card(tiny_model, tmp_path, caplog, 
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_card(tiny_model, tmp_path, monkeypatch, caplog):
-    """There is none then, rather than TRL's part of it. Another error leaves what was there."""
+    """What was there stays, or there is none, rather than TRL's part of it."""
 
     def full(self, path, *args, **kwargs):
         Path(path).write_text("---")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    def refused(self, path, *args, **kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    def refused(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", "x")
 
     trainer = build(tiny_model, tmp_path)
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     with monkeypatch.context() as patched:
-        patched.setattr(ModelCard, "save", refused)
-        trainer.create_model_card()
-        assert (tmp_path / "README.md").read_text() == card
-        patched.setattr(ModelCard, "save", full)
+        for owner, name, fails in ((card_module, "completed", refused), (ModelCard, "save", full)):  # TRL's is written
+            patched.setattr(owner, name, fails)
+            trainer.create_model_card()
+            assert (tmp_path / "README.md").read_text() == card
+        patched.setattr(card_module, "write", refused)
         trainer.create_model_card()
     assert "cannot be written (OSError: [Errno 28] No space left" in caplog.text
     assert not (tmp_path / "README.md").exists()

@@ -10,6 +10,8 @@ import logging
 import lzma
 import shutil
 import socket
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -260,22 +262,68 @@ def test_a_row_that_repeats_the_header(streaming, folder):
         open_rows(rows, "dev")
 
 
+@pytest.mark.parametrize("data", ["pairs.jsonl", "data/pairs.jsonl"])
 @pytest.mark.parametrize("name", ["train_notes.txt", "train.py", "test.log", "train/notes.md"])
-def test_what_is_no_data_does_not_take_the_place_of_data(name, folder):
-    (folder / "pairs.jsonl").write_text(LINE)
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_text("x = 1\n")
-    said = (
-        rf"{Path(name).name} are taken for its splits, and they hold no data, so that pairs\.jsonl is not read: move"
-    )
+def test_what_is_no_data_does_not_take_the_place_of_data(name, data, folder):
+    for each, content in ((data, LINE), (name, "x = 1\n")):
+        (folder / each).parent.mkdir(exist_ok=True)
+        (folder / each).write_text(content)
+    said = rf"would be made of {Path(name).name}, which is no data, and {data} would not be read: move out what is"
     with pytest.raises(ValueError, match=said):
+        load_splits(str(folder))
+    (folder / "README.md").write_text(configured(name))
+    if name.endswith(".txt"):  # then it is what somebody wants
+        assert load_splits(str(folder))["train"].column_names == ["text"]
+
+
+@pytest.mark.parametrize("name", ["train.zip", "train.tar"])
+def test_what_datasets_reads_may_take_the_place_of_data(name, folder):
+    (folder / "stats.json").write_text('{"n": 1}')
+    if name == "train.zip":
+        with zipfile.ZipFile(folder / name, "w") as packed:
+            packed.writestr("train.jsonl", LINE)
+    else:
+        (folder / "0.json").write_text(LINE)
+        with tarfile.open(folder / name, "w") as packed:
+            packed.add(folder / "0.json", "0.json")
+        (folder / "0.json").unlink()
+    assert len(load_splits(str(folder))["train"]) == 1
+
+
+def configured(files: str) -> str:
+    return f"---\nconfigs:\n- config_name: a\n  data_files: {files}\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "gone"),
+    [
+        ("old-*.jsonl", r"old-\*\.jsonl"),
+        ("old.jsonl", r"old\.jsonl"),
+        ("[{split: train, path: train.jsonl}, {split: test, path: test.jsonl}]", r"test\.jsonl"),
+        ("[]", "an empty list"),
+    ],
+)
+def test_a_readme_whose_files_are_gone(files, gone, folder):
+    (folder / "README.md").write_text(configured(files))
+    (folder / "train.jsonl").write_text(LINE)
+    with pytest.raises(ValueError, match=rf"no file matches the data_files of its README\.md, {gone}: correct them"):
         load_splits(str(folder))
 
 
-def test_a_readme_whose_files_are_gone(folder):
-    (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: old-*.jsonl\n---\n")
+def test_a_part_of_what_a_readme_names(folder, caplog):
+    """A part of a data set may have been copied, for which `datasets` has patterns."""
+    (folder / "README.md").write_text(
+        configured("[{split: train, path: train.jsonl}, {split: test, path: test-*.jsonl}]")
+    )
     (folder / "train.jsonl").write_text(LINE)
-    with pytest.raises(ValueError, match=r"no file matches the data_files of its README\.md, old-\*\.jsonl: correct"):
+    assert list(load_splits(str(folder))) == ["train"]
+    assert "of the data_files of its README.md, no file matches test-*.jsonl" in caplog.text
+
+
+def test_a_readme_whose_folder_is_gone(folder):
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_dir: old\n---\n")
+    (folder / "train.jsonl").write_text(LINE)
+    with pytest.raises(FileNotFoundError, match=r"data_dir of its README\.md, 'old', has no data files: correct it"):
         load_splits(str(folder))
 
 
@@ -286,6 +334,32 @@ def test_parts_without_rows_that_spark_writes(streaming, folder):
     assert len(list(load_splits(str(folder), streaming=streaming)["train"])) == 1
     (folder / "part-00000.json").write_text("")
     with pytest.raises(ValueError, match=r"part-00000\.json is empty"):
+        load_splits(str(folder), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_without_rows_beside_others(streaming, folder, caplog):
+    (folder / "a.csv").write_text("prompt,chosen,rejected\na,b,c\n")
+    (folder / "b.csv").write_text("prompt,chosen,rejected\n")
+    assert len(list(load_splits(str(folder), streaming=streaming)["train"])) == 1
+    assert "is not read" not in caplog.text
+    (folder / "a.csv").unlink()
+    if not streaming:
+        with pytest.raises(ValueError, match=r"b\.csv has no rows"):
+            load_splits(str(folder))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_parts_without_rows(streaming, folder):
+    rows = Dataset.from_list([json.loads(LINE)] * 2)
+    for number, (start, end) in enumerate([(0, 0), (0, 2), (2, 2)]):
+        table = rows.with_format("arrow")[start:end]
+        with pq.ParquetWriter(folder / f"part-{number}.parquet", table.schema) as part:
+            if number:  # the first part has no row group, the last one has one without rows
+                part.write_table(table)
+    assert len(list(load_splits(str(folder), streaming=streaming)["train"])) == 2
+    (folder / "part-1.parquet").unlink()
+    with pytest.raises(ValueError, match=r"part-0\.parquet is empty"):
         load_splits(str(folder), streaming=streaming)
 
 

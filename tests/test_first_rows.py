@@ -181,6 +181,8 @@ def test_a_prompt_under_a_name_of_its_own(name, caplog):
     [
         ("chat_history", [user("Before?"), {"role": "assistant", "content": "Yes."}], True),
         ("chat_history", [user("Who runs?")], False),
+        ("contexts", 4, True),
+        ("contexts", None, False),
         ("chat_history", json.dumps([{"from": "human", "value": "Who runs?"}]), False),
         ("documents", ["Cats run."], True),
         ("passage", "Who", False),

@@ -194,11 +194,13 @@ def test_notes_of_ones_own_outlive_a_resume(tiny_model, tmp_path, caplog):
 
 
 def test_results_of_an_evaluation_before_training_stay(tiny_model, tmp_path):
-    """transformers' `save_metrics` adds to what is there."""
+    """transformers' `save_metrics` adds to what is there. A tokenizer's files would be read with the run's own."""
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<end>"}')
     trainer = build(tiny_model, tmp_path)
     trainer.save_metrics("eval", {"eval_loss": 1.0})
     trainer.save_metrics("train", trainer.train().metrics)
     assert {"eval_loss", "train_loss"} <= json.loads((tmp_path / "all_results.json").read_text()).keys()
+    assert names_in(tmp_path / "_previous-1") == {"special_tokens_map.json"}
 
 
 @pytest.mark.parametrize("method", ["gamma-po", "amapo"])

@@ -634,6 +634,24 @@ def test_alpacas_input_is_refused_unless_it_is_named(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("instruction", "given"),
+    [
+        ("Translate: Hallo", " Hallo\n"),
+        ("What is 3 squared?", 3.0),  # an integer, where other rows have none
+        ("Sort 3, 1 and 2.", ["3", "1", "2"]),
+        ("Sort 3, 1 and 2.", [3, 1, 2]),
+        ("请把你好翻译成英文", "你好"),
+        ("Explain the word _cat_.", "cat"),
+        ([user('Mend: "it\'s\nC:\\new"')], '"it\'s\nC:\\new"'),
+        *[("Say hi.", nothing) for nothing in ("", " ", "\n", None, float("nan"), [])],
+    ],
+)
+def test_alpacas_input_may_be_in_the_instruction(instruction, given):
+    rows = [{"instruction": instruction, "input": given, "generations": ["a", "b"], "ratings": [1, 2]}]
+    assert read(rows)[0].prompt == instruction
+
+
 # Rows with equal prompts
 
 
@@ -703,6 +721,19 @@ def test_rows_that_are_there_twice_count_once():
             [{"instruction": "Double it.", "input": 4, "generations": ["a"], "ratings": [1]}],
             {},
             "column 'input', row 0 of the lists: 4 is not part of the column 'instruction'",
+        ),
+        *(
+            (
+                [{"instruction": "Double it.", "input": nothing, "generations": ["a"], "ratings": [1]}],
+                {},
+                f"column 'input', row 0 of the lists: {nothing} is not part of the column 'instruction'",
+            )
+            for nothing in (0, 0.0, False)
+        ),
+        (
+            [{"instruction": "Explain category.", "input": "cat", "generations": ["a"], "ratings": [1]}],
+            {},
+            "column 'input', row 0 of the lists: 'cat' is not part of the column 'instruction'",
         ),
         (
             [{"instruction": "Add 3 of the 45.", "input": "4", "generations": ["a"], "ratings": [1]}],

@@ -39,6 +39,7 @@ from trl_margins.distributed import (
     wait_before_leaving,
     warn_if_unsharded,
 )
+from trl_margins.trainers.evaluations import EvaluationMixin
 
 LAUNCHED = {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}
 JOINED_BY_NONE = "a launcher started 2 processes (WORLD_SIZE=2), but nothing joins them, and each would do the whole"
@@ -374,3 +375,18 @@ def test_what_is_done_at_the_end(monkeypatch, tmp_path):
     leave_process_group()
     assert not dist.is_initialized()
     assert len(waits) == 2
+
+
+@pytest.mark.parametrize(("split_batches", "most"), [(False, 7), (True, 3)])
+def test_a_stream_s_padding_is_said_once(split_batches, most, caplog):
+    """accelerate fills up to a whole batch: of all ranks together, or the one that they share."""
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(eval_batch_size=4, accelerator_config=SimpleNamespace(split_batches=split_batches)),
+        accelerator=SimpleNamespace(num_processes=2),
+        is_world_process_zero=lambda: True,
+        _padding_said=False,
+    )
+    for _ in range(2):
+        EvaluationMixin._warn_of_padding(trainer)
+    (record,) = caplog.records
+    assert f"its first rows are read again behind its last, up to {most} in all" in record.getMessage()

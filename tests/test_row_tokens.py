@@ -324,7 +324,7 @@ def test_keys_of_messages_that_the_template_does_not_read():
     notes = {
         **{"message_id": "a", "created_at": 1, "model": "gpt", "finish_reason": "stop", "lang": "en", "rank": 0},
         **{"score": 1.0, "emojis": {"name": ["x"]}, "tokens": [1], "logprobs": [-0.1], "tags": ["a"], "url": "b"},
-        **{"tool_calls": [], "reasoning_content": "", "audio": {}, "reasoning_tokens": 7},  # nothing to see
+        **{"tool_calls": [], "reasoning_content": "", "audio": {}, "reasoning_tokens": 7, "tool_call_id": "a"},
     }
     for_the_model = {"name": "Bob", "reasoning_content": "since", "tool_calls": [{}], "thought": "hm"}
     rows = [asked_with(**notes), asked_with(**for_the_model)]

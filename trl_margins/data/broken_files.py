@@ -16,16 +16,15 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, BinaryIO, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets.config import ZSTANDARD_AVAILABLE
-from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from ..checks import RepeatedKeyError, without_repeats
-from .local_files import builder_of
+from .local_files import builder_of, is_without_rows, open_text
 
 _OF_ROWS = {"prompt", "chosen", "rejected", "responses"}  # columns
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
@@ -301,9 +300,8 @@ def _problem_of(file: Path) -> str | None:
     """What keeps a file from being read: its columns, or its JSON, one object per line or a whole document."""
     if builder_of(file) in ("parquet", "arrow"):
         return _problem_of_columns(file)
-    if builder_of(file) == "csv":  # a table without a row has no types
-        with open_text(file, newline="") as lines:
-            return None if sum(1 for _ in islice(filter(str.strip, lines), 2)) == 2 else " has no rows"
+    if builder_of(file) == "csv":
+        return " has no rows" if is_without_rows(file) else None
     if not any(suffix in file.name.lower() for suffix in _FOR_LINES):
         return None
     number = 0
@@ -437,14 +435,3 @@ def _check_rows(document: Any, checks: Sequence[Callable[[Any], None]]) -> None:
 
 class NotReadError(ValueError):
     """A value is none that `datasets` reads: half of a surrogate pair, or in a stream one that is not finite."""
-
-
-def open_bytes(file: Path) -> BinaryIO:
-    """A file, decompressed by its name."""
-    return LocalFileSystem().open(str(file.absolute()), "rb", compression="infer")
-
-
-def open_text(file: Path, newline: str | None = None) -> TextIO:
-    """A file as text, decompressed by its name."""
-    path = str(file.absolute())
-    return LocalFileSystem().open(path, "rt", compression="infer", encoding="utf-8-sig", newline=newline)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Json, Value, concatenate_datasets
 
-from .broken_files import innermost, open_text
-from .local_files import builder_of
+from .broken_files import innermost
+from .local_files import builder_of, open_text
 from .mixed_json import sort_of
 
 logger = logging.getLogger(__name__)

@@ -9,13 +9,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import datasets
+import pyarrow.parquet as pq
 import yaml
 from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern, sanitize_patterns
 from datasets.utils.metadata import MetadataConfigs
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 from huggingface_hub import DatasetCardData, metadata_load
 
 logger = logging.getLogger(__name__)
@@ -31,7 +34,12 @@ BUILDERS = {
     ".tsv": "csv",
 }
 _PREFERRED = ("parquet", "arrow", "json", "csv")  # by `datasets`, if a folder has as many of one as of another
-_NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.jsonl")
+_NO_DATA = (
+    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+    *("metadata.jsonl", "metadata.csv", "metadata.parquet"),
+)
+# What may be called train or test, and is no data
+_NOTES = ("", ".py", ".ipynb", ".sh", ".md", ".txt", ".rst", ".html", ".pdf", ".log", ".yaml", ".yml", ".toml")
 _SHOWN = 8  # names of files
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
@@ -81,17 +89,22 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     try:
         patterns = sanitize_patterns(chosen["data_files"]) if "data_files" in chosen else get_data_patterns(base)
     except EmptyDatasetError:
+        if "data_dir" in chosen:
+            said = f"{folder}: data_dir of its README.md, {chosen['data_dir']!r}, has no data files: correct it"
+            raise FileNotFoundError(said) from None
         raise FileNotFoundError(f"{folder} doesn't contain any data files") from None
-    splits = {
-        str(split): [file for each in found for file in _matches(each, base)] for split, found in patterns.items()
-    }
-    if (Path(base) / "_SUCCESS").exists():  # Spark's, which writes a part without rows as a file without bytes
-        splits = {
-            split: [file for file in files if file.stat().st_size] or files[:1] for split, files in splits.items()
-        }
+    found = {str(split): {each: _resolved(each, base) for each in some} for split, some in patterns.items()}
+    taken = [file for some in found.values() for files in some.values() for file in files]
+    if "data_files" in chosen:
+        _check_named(folder, {each: files for some in found.values() for each, files in some.items()})
+    by_spark = (Path(base) / "_SUCCESS").exists()
+    splits = {}
+    for split, some in found.items():
+        files = [file for each in some.values() for file in each if kind_of(file) in BUILDERS]
+        splits[split] = [file for file in files if not _is_empty_part(file, by_spark)] or files[:1]
     every = [file for files in splits.values() for file in files]
-    if not every:
-        _check_taken(folder, base, [each for found in patterns.values() for each in found], "data_files" in chosen)
+    if not every and "data_files" not in chosen:
+        _check_taken(folder, Path(base), taken)
     if all(file.stem == "metadata" for file in every):  # a folder of images, or no files
         return {}
     counts = Counter(map(builder_of, every))
@@ -101,30 +114,70 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
             f"{folder}: only its {builder} files are read, not {', '.join(left_out)}: a data set has one format, that "
             "of most files"
         )
-    found = {split: [file for file in files if builder_of(file) == builder] for split, files in splits.items()}
-    _say_what_is_read(folder, found)
-    if "data_files" not in chosen and (unread := _unread(Path(base), every)):
+    splits = {split: [file for file in files if builder_of(file) == builder] for split, files in splits.items()}
+    _say_what_is_read(folder, splits)
+    if "data_files" not in chosen and (unread := _unread(Path(base).iterdir(), taken)):
         logger.warning(
-            f"{folder}: {', '.join(unread)} is not read: its name says of no split that it is train, test or "
-            "validation. Name it as a set of its own, or move it out"
+            f"{folder}: {', '.join(file.name for file in unread)} is not read: its name says of no split that it is "
+            "train, test or validation. Name it as a set of its own, or move it out"
         )
-    return {split: files for split, files in found.items() if files}
+    return {split: files for split, files in splits.items() if files}
 
 
-def _check_taken(folder: Path, base: str, patterns: list[str], are_named: bool) -> None:
+def open_bytes(file: Path) -> BinaryIO:
+    """A file, decompressed by its name."""
+    return LocalFileSystem().open(str(file.absolute()), "rb", compression="infer")
+
+
+def open_text(file: Path, newline: str | None = None) -> TextIO:
+    """A file as text, decompressed by its name."""
+    path = str(file.absolute())
+    return LocalFileSystem().open(path, "rt", compression="infer", encoding="utf-8-sig", newline=newline)
+
+
+def is_without_rows(file: Path) -> bool:
+    """Whether it is a table of columns alone."""
+    with suppress(Exception):  # of a damaged file: whoever reads it says so
+        if kind_of(file) == ".parquet":
+            return not pq.read_metadata(file).num_rows
+        if builder_of(file) == "csv" and file.stat().st_size:
+            with open_text(file, newline="") as lines:
+                return sum(1 for _ in islice(filter(str.strip, lines), 2)) < 2
+    return False
+
+
+def _is_empty_part(file: Path, by_spark: bool) -> bool:
+    """Whether it is the part of a partition without rows, and no file that was cut: Spark writes one of no bytes."""
+    return is_without_rows(file) or (by_spark and not file.stat().st_size)
+
+
+def _check_named(folder: Path, found: Mapping[str, list[Path]]) -> None:
+    """Looks for the `data_files` of a README.md; of patterns, as in a part of a data set, some may find none.
+
+    Raises:
+        ValueError: a file that is not there, or nothing at all.
+    """
+    gone = [pattern for pattern, files in found.items() if not files]
+    if len(gone) == len(found) or not all(map(glob.has_magic, gone)):
+        named = ", ".join(gone) or "an empty list"
+        raise ValueError(f"{folder}: no file matches the data_files of its README.md, {named}: correct them")
+    if gone:
+        logger.warning(f"{folder}: of the data_files of its README.md, no file matches {', '.join(gone)}")
+
+
+def _check_taken(folder: Path, base: Path, taken: list[Path]) -> None:
     """
     Raises:
-        ValueError: nothing that is taken for a split is data, and there is data beside it, or nothing is taken.
+        ValueError: what is taken for a split are scripts or notes, and there is data beside it.
     """
-    taken = sorted({file.name for each in patterns for file in _resolved(each, base)})
-    if are_named and not taken:
+    names = sorted({file.name for file in taken})
+    if not names or not all(file.suffix.lower() in _NOTES for file in taken):
+        return
+    if unread := _unread(base.rglob("*"), ()):
         raise ValueError(
-            f"{folder}: no file matches the data_files of its README.md, {', '.join(patterns)}: correct them"
-        )
-    if taken and (unread := _unread(Path(base), ())):
-        raise ValueError(
-            f"{folder}: by their names or folders {', '.join(taken[:_SHOWN])} are taken for its splits, and they hold "
-            f"no data, so that {', '.join(unread[:_SHOWN])} is not read: move them out, or name the file alone"
+            f"{folder}: by their names or folders, its splits would be made of {', '.join(names[:_SHOWN])}, which is "
+            f"no data, and {', '.join(str(file.relative_to(base)) for file in unread[:_SHOWN])} would not be read: "
+            "move out what is no data, or name the data alone"
         )
 
 
@@ -144,12 +197,12 @@ def _say_what_is_read(folder: Path, splits: Mapping[str, list[Path]]) -> None:
             logger.info(f"{folder}: {split!r} is read from {', '.join(names[:_SHOWN])}{more}")
 
 
-def _unread(folder: Path, read: Iterable[Path]) -> list[str]:
-    """The data files of a folder that are in no split."""
+def _unread(files: Iterable[Path], read: Iterable[Path]) -> list[Path]:
+    """Those of data that are in no split."""
     known = {file.resolve() for file in read}
     return [
-        file.name
-        for file in sorted(folder.iterdir())
+        file
+        for file in sorted(files)
         if kind_of(file) in BUILDERS and file.name not in _NO_DATA and file.is_file() and file.name[0] not in "._"
         if file.resolve() not in known and file.stat().st_size
     ]
@@ -185,17 +238,10 @@ def linked(path: Path) -> str:
     return str(link)
 
 
-def _matches(pattern: str, base: str) -> list[Path]:
-    return [file for file in _resolved(pattern, base) if kind_of(file) in BUILDERS]
-
-
 def _resolved(pattern: str, base: str) -> list[Path]:
-    try:
+    with suppress(FileNotFoundError):
         return [Path(file) for file in resolve_pattern(pattern, base)]
-    except FileNotFoundError:
-        if glob.has_magic(pattern):
-            return []
-        raise
+    return []
 
 
 def _configuration(folder: Path, config: str | None) -> Mapping[str, Any]:

@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.json as paj
 from datasets import Dataset, DatasetDict, Features, Json, List, Value, concatenate_datasets
 
-from .broken_files import NO_NUMBER, may_not_be_finite, not_finite, open_bytes, open_text, python_values
+from .broken_files import NO_NUMBER, may_not_be_finite, not_finite, python_values
+from .local_files import open_bytes, open_text
 
 logger = logging.getLogger(__name__)
 

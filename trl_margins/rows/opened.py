@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -214,7 +215,7 @@ def count_unused(
         value = raw.get(name)
         if is_messages(found := spelled(value)):
             value = [message.get("content", message.get("value")) for message in found]
-        if any(text.strip() not in prompt for text in texts_in(value)):
+        if any(not _says(prompt, text) for text in _said_in(value)):
             unused.setdefault(name, Seen()).add(number)
 
 
@@ -237,14 +238,35 @@ def refuse_input(dataset: Dataset, reader: RowReader, prompt_column: str | None,
     if prompt_column is not None or reader.prompt_column != "instruction" or "input" not in reader.columns:
         return
     for number, row in enumerate(raw_rows(dataset, ["input", "instruction"], reader.split)):
-        again = rf"(?<!\w){re.escape(str(row['input']).strip())}(?!\w)"
-        if row["input"] and not re.search(again, str(row["instruction"])):
+        prompt = "\n".join(texts_in(row["instruction"]))
+        if not all(_says(prompt, text) for text in _said_in(row["input"])):
             raise RowError(
                 f"column 'input', {where(number)}: {row['input']!r:.100} is not part of the column "
                 "'instruction', which holds the prompts: join the two in a column of their own, or, if it does "
                 "not belong to the prompt, name the column with prompt_column='instruction' (--prompt_column "
                 "instruction)"
             )
+
+
+def _said_in(value: Any) -> Iterator[str]:
+    """The texts and numbers in a value."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _said_in(each)
+    elif isinstance(value, float) and value.is_integer():  # Arrow and pandas widen numbers beside an empty field
+        yield str(int(value))
+    elif isinstance(value, int | float):
+        yield from () if math.isnan(value) else (str(value),)
+    else:
+        yield from texts_in(value)
+
+
+def _says(prompt: str, text: str) -> bool:
+    """Whether a prompt has a text, not as a part of a word or of a number."""
+    text = text.strip()
+    before = r"(?<![A-Za-z0-9])" if re.match(r"[A-Za-z0-9]", text) else ""
+    behind = r"(?![A-Za-z0-9])" if re.search(r"[A-Za-z0-9]$", text) else ""
+    return text in prompt and re.search(before + re.escape(text) + behind, prompt) is not None
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ def unread(rows: Sequence[PreferenceRow], processing_class: Any, numbers: Sequen
             continue
         messages: Iterator[Any] = chain(row.prompt, *row.completions)
         keys = {key for message in messages for key, value in message.items() if is_for_the_model(key, value)}
-        for name in (*row.template, *sorted(keys)):
+        for name in (*row.template, *sorted(keys - {"tool_call_id"})):  # most templates know results by their place
             found.setdefault(name, []).append(i)
     for name, places in found.items():
         is_named = re.search(rf"\b{re.escape(name)}\b", template)

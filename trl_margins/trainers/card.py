@@ -25,7 +25,7 @@ from trl.trainer.utils import get_config_model_id
 from .. import __version__
 from ..checks import default_of
 from ..data.bundled import BUNDLED_MODELS, BUNDLED_PREFIX
-from ..disk import is_of_the_disk, write
+from ..disk import write
 from ..methods import Method
 from ..objective import Objective
 from ..registry import OPTIONS, option_fields
@@ -127,15 +127,17 @@ class CardMixin(TRLTrainer):
                 reproduce_language="bash" if command else "python",
             )
             file = Path(str(self.args.output_dir), CARD)
+            before = file.read_bytes() if file.exists() else None
             try:
                 super().create_model_card(facts.model_name, dataset_name, tags)
                 completed(ModelCard.load(file), facts).save(file)
                 if facts.adapter:
                     _add_peft_entries(self, file)
-            except OSError as error:
-                if is_of_the_disk(error):
-                    with suppress(OSError):
-                        file.unlink(missing_ok=True)  # TRL's part of it, or less
+            except OSError:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)  # TRL's part of it, or less
+                    if before is not None:
+                        write(file, before)
                 raise
         except Exception as error:
             if not self.is_in_train and not isinstance(error, OSError):

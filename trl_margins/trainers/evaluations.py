@@ -33,6 +33,7 @@ class EvaluationMixin(BestMixin):
 
     _finite: FiniteSteps
     _evaluated: list[Tensor]
+    _padding_said = False
     _prefix: str  # of the metrics of the set that is evaluated
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
 
@@ -56,12 +57,19 @@ class EvaluationMixin(BestMixin):
         dataloader = super().get_eval_dataloader(eval_dataset)
         check_lockstep(self.accelerator, dataloader, "evaluation")
         if self.accelerator.num_processes > 1 and isinstance(dataloader.dataset, torch.utils.data.IterableDataset):
-            logger.warning(
-                "the evaluation set is a stream: up to %d of its first rows are read again behind its last, to be as "
-                "long on all ranks, and count twice. Load it instead of streaming it",
-                self.args.eval_batch_size * self.accelerator.num_processes - 1,
-            )
+            self._warn_of_padding()
         return dataloader
+
+    def _warn_of_padding(self) -> None:
+        ranks = 1 if self.args.accelerator_config.split_batches else self.accelerator.num_processes
+        most = self.args.eval_batch_size * ranks - 1
+        if most and self.is_world_process_zero() and not self._padding_said:
+            logger.warning(
+                "the evaluation set is a stream: its first rows are read again behind its last, up to %d in all, to "
+                "be as long on all ranks, and count again. Load it instead of streaming it",
+                most,
+            )
+            self._padding_said = True
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In order: transformers would group evaluation sets, too, draw their order, and not find their lengths."""

@@ -224,6 +224,18 @@ def test_sets_by_name_and_sets_without_tokens(base, tiny_model, tmp_path):
         trainer.evaluate("a")
 
 
+@pytest.mark.parametrize("base", TRAINERS)
+def test_a_later_set_without_scores_is_said_to_be(base, tiny_model, tmp_path, caplog):
+    rows = preference_rows(4)
+    config = TRAINERS[base][1](**quiet(output_dir=str(tmp_path), max_steps=1), weight="score-gap")
+    trainer = build(base, load(tiny_model), tmp_path, args=config)
+    trainer.evaluate(rows)
+    assert not [each for each in caplog.messages if "no scores" in each]
+    trainer.evaluate(rows.remove_columns(["score_chosen", "score_rejected"]))
+    said = "the eval data set has no scores, which 'score-gap' needs: its loss is that without 'score-gap'"
+    assert len([each for each in caplog.messages if each.startswith(said)]) == 1
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [

@@ -136,6 +136,8 @@ COLUMNS = [
          "the train data set is tokenized already .chosen_input_ids, rejected_input_ids."),
     Case("columns by the names of tokens", lambda: each(texts(), chosen_input_ids="x", topic_labels=None, labels="y"),
          right=USUAL, log="leaving out chosen_input_ids and topic_labels and labels"),
+    Case("columns by the names of log-probabilities", lambda: each(texts(), chosen_logps=-1.0, rejected_logps="x"),
+         right=USUAL, log="leaving out chosen_logps and rejected_logps, which TRL would misread"),
     Case("columns of odd types", lambda: each(texts(), raw=b"\xff", deep=[[1], []], nothing=None, when={"x": None}),
          right=USUAL),
     Case("columns of odd types, dpo", lambda: each(texts(), prompt_ids="x", raw=b"\xff", nothing=None), right=USUAL,

@@ -351,6 +351,21 @@ def test_an_adapter_that_takes_its_values_out_of_the_reference(start, warns, tin
     assert said not in caplog.text
 
 
+@pytest.mark.parametrize("start", ["pissa_niter_4", "pissa", True])
+def test_an_adapter_that_is_loaded_as_another_one(start, tiny_model, tmp_path, caplog):
+    """What PEFT gives back of it, beside what was trained."""
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=start, task_type="CAUSAL_LM")
+    trainer = build("cpo", load(tiny_model), tmp_path, peft_config=adapter)
+    is_said = f"init_lora_weights={start!r} draws the adapter's first values at random" in caplog.text
+    trainer.save_model()
+    ids = torch.arange(10, 30)[None]
+    torch.manual_seed(1)  # the trainer has set one
+    with torch.no_grad():
+        ours = trainer.model(input_ids=ids).logits
+        theirs = PeftModel.from_pretrained(load(tiny_model), str(tmp_path))(input_ids=ids).logits
+    assert is_said == (not torch.allclose(ours, theirs, atol=1e-3)) == (start == "pissa_niter_4")
+
+
 def test_a_reference_model_of_another_vocabulary(tiny_model, tmp_path, caplog):
     other = LlamaConfig(**{**LLAMA.to_dict(), "vocab_size": 2 * VOCABULARY})
     found = rf"vocabulary has {VOCABULARY} tokens, and the reference model's {2 * VOCABULARY}"

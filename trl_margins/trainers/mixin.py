@@ -65,6 +65,7 @@ from .preparation import (
     eval_split,
     opened_set,
     prepare_datasets,
+    warn_without_scores,
     with_checked_columns,
     with_lengths,
 )
@@ -487,6 +488,8 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         later = replace(later, dataset=with_checked_columns(later.dataset, later.reader.split, self.objective))
         if scores := self._score_columns(later.dataset):
             self._own_columns.update(scores.names)
+        else:
+            warn_without_scores(self.objective, later.reader.split)
         return later, False
 
     def _finish_tokens(

@@ -163,7 +163,8 @@ def check_task(task: str | None) -> None:
 
 
 def _check_adapter(model: Any, args: Any) -> None:
-    """Warns of a name in `target_modules` that no module has; PEFT does where none of the names is one.
+    """Warns of a name in `target_modules` that no module has, where PEFT does not, and of an adapter that will not be
+    loaded as it was trained.
 
     Raises:
         ValueError: a module to save that the model has not, another task, or an adapter that cannot train.
@@ -182,6 +183,13 @@ def _check_adapter(model: Any, args: Any) -> None:
             raise ValueError(
                 f"the adapter is a {config.peft_type.value} one, whose keys and values come in the cache, and "
                 "gradient_checkpointing=True turns the cache off: set gradient_checkpointing=False"
+            )
+        if str(start := getattr(config, "init_lora_weights", "")).startswith("pissa_niter"):
+            logger.warning(
+                "init_lora_weights=%r draws the adapter's first values at random, and out of the model under it, "
+                "wherever the adapter is loaded: that is then not the model that was trained. Set "
+                "init_lora_weights='pissa', which draws nothing",
+                start,
             )
         targets, kept = getattr(config, "target_modules", None), getattr(config, "modules_to_save", None) or ()
         for each in sorted(kept):

@@ -200,6 +200,8 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
             "(MarginDPOTrainer, --base dpo). To train on the text alone, remove the column"
         )
     extras = [name for name in names if name.endswith(_TOKEN_ENDINGS) or (images and name in _OTHER_KINDS)]
+    if not takes_images:  # CPOTrainer's collator makes tensors of these, too
+        extras += [name for name in names if name.startswith(COMPLETIONS) and name.endswith("_logps")]
     if not {*COMPLETIONS} & {*names} and any("input_ids" in name for name in extras):
         raise RowError(
             f"the {split} data set is tokenized already ({', '.join(extras)}), and the trainer tokenizes it: give the "
@@ -380,6 +382,23 @@ def _with_factors(opened: OpenedSet, options: MarginOptions, config: Any, facts:
     return dataset
 
 
+def _reading_scores(objective: Objective) -> list[str]:
+    return [part.name for _, part in objective.reading if SCORE_CHOSEN in part.columns]
+
+
+def warn_without_scores(objective: Objective, split: str) -> None:
+    """Says how a data set without scores is evaluated, if something reads scores."""
+    if not (reading := _reading_scores(objective)):
+        return
+    needed_by = " and ".join(map(repr, reading))
+    replaced = objective.without_scores.links.keys() - objective.links.keys()
+    logger.warning(
+        f"the {split} data set has no scores, which {needed_by} need{'s' * (len(reading) == 1)}: its loss is that "
+        f"without {needed_by}{', with the sigmoid instead' if replaced else ''}, and it has no pwa, only pwa_all. "
+        "Name its score columns with score_columns (--score_columns)"
+    )
+
+
 def _with_checked_scores(
     dataset: Any,
     split: str,
@@ -391,21 +410,14 @@ def _with_checked_scores(
     """The same data set; bad scores that no term reads are only left out of the evaluation."""
     own = [] if options.score_columns else [name for name in objective.columns if name not in SCORES]
     names = [name for name in column_names(dataset) if name not in own]  # a column of margins is not one of scores
-    reading = [part.name for _, part in objective.reading if SCORE_CHOSEN in part.columns]
-    needed_by = " and ".join(map(repr, reading))
+    needed_by = " and ".join(map(repr, _reading_scores(objective)))
     columns = (
         require_score_columns(names, options.score_columns, needed_by, split)
         if needed_by and split == TRAIN
         else find_score_columns(names, options.score_columns, strict=split == TRAIN)
     )
     if columns is None:
-        if needed_by:
-            replaced = objective.without_scores.links.keys() - objective.links.keys()
-            logger.warning(
-                f"the {split} data set has no scores, which {needed_by} need{'s' * (len(reading) == 1)}: its loss is "
-                f"that without {needed_by}{', with the sigmoid instead' if replaced else ''}, and it has no pwa, only "
-                "pwa_all. Name its score columns with score_columns (--score_columns)"
-            )
+        warn_without_scores(objective, split)
         facts[split] = replace(facts[split], clear=0)
         return dataset
     if options.score_columns is None and len(several := known_score_columns(names)) > 1:

@@ -225,6 +225,22 @@ def test_sets_by_name_and_sets_without_tokens(base, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("base", TRAINERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float32, "auto"])
+def test_the_dtype_of_a_model_by_name(dtype, base, tiny_model, tmp_path):
+    """TRL and transformers write it into the config as a dtype and as text, by turns."""
+    trainer, config = TRAINERS[base]
+    often = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    arguments = {"train_dataset": preference_rows(4), "eval_dataset": preference_rows(2)}
+    for steps in (1, 2):
+        options = quiet(output_dir=str(tmp_path), max_steps=steps, model_init_kwargs={"dtype": dtype}, **often)
+        made = trainer(tiny_model, args=config(**options), processing_class=byte_tokenizer(), **arguments)
+        made.train(resume_from_checkpoint=steps == 2)
+        made.evaluate()
+    assert made.model.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    assert made.state.global_step == 2
+
+
+@pytest.mark.parametrize("base", TRAINERS)
 def test_a_later_set_without_scores_is_said_to_be(base, tiny_model, tmp_path, caplog):
     rows = preference_rows(4)
     config = TRAINERS[base][1](**quiet(output_dir=str(tmp_path), max_steps=1), weight="score-gap")

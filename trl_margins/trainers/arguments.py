@@ -102,7 +102,17 @@ def checked(given: dict[str, Any], config_class: Any) -> dict[str, Any]:
 def settings_read(config: Any) -> dict[str, Any]:
     """The fields of a config that a trainer reads when it is built, and never again."""
     names = {item.name for item in fields(config)} - {item.name for item in fields(TrainingArguments)} - {*_READ_LATER}
-    return {name: copy(getattr(config, name)) for name in sorted(names | {*_READ_AT_ONCE})}
+    return {name: _as_written(getattr(config, name)) for name in sorted(names | {*_READ_AT_ONCE})}
+
+
+def _as_written(value: Any) -> Any:
+    """A copy, in which dtypes are texts: writing a config makes them that in the config itself, as TRL's makes them
+    dtypes."""
+    if not isinstance(value, dict):
+        return copy(value)
+    return {
+        key: str(each).removeprefix("torch.") if isinstance(each, torch.dtype) else each for key, each in value.items()
+    }
 
 
 def check_settings(config: Any, read: Mapping[str, Any]) -> None:
@@ -111,7 +121,7 @@ def check_settings(config: Any, read: Mapping[str, Any]) -> None:
         ValueError: one of `settings_read` has been set since, which would do nothing.
     """
     for name, value in read.items():
-        if (now := getattr(config, name)) != value:
+        if (now := _as_written(getattr(config, name))) != value:
             raise ValueError(
                 f"args.{name} was {value!r} when the trainer was made, and has been set to {now!r}, which would do "
                 "nothing: set it in the config before, and make a new trainer"

@@ -187,8 +187,8 @@ def _check_adapter(model: Any, args: Any) -> None:
         if str(start := getattr(config, "init_lora_weights", "")).startswith("pissa_niter"):
             logger.warning(
                 "init_lora_weights=%r draws the adapter's first values at random, and out of the model under it, "
-                "wherever the adapter is loaded: that is then not the model that was trained. Set "
-                "init_lora_weights='pissa', which draws nothing",
+                "wherever the adapter is loaded: that is then not the model that was trained. Set it to 'pissa', "
+                "which draws nothing",
                 start,
             )
         targets, kept = getattr(config, "target_modules", None), getattr(config, "modules_to_save", None) or ()

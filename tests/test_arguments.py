@@ -226,13 +226,14 @@ def test_sets_by_name_and_sets_without_tokens(base, tiny_model, tmp_path):
 
 @pytest.mark.parametrize("base", TRAINERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float32, "auto"])
-def test_the_dtype_of_a_model_by_name(dtype, base, tiny_model, tmp_path):
-    """TRL and transformers write it into the config as a dtype and as text, by turns."""
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_dtype_of_a_model_by_name(key, dtype, base, tiny_model, tmp_path):
+    """TRL and transformers write it into the config as a dtype and as text, by turns. The older key is an alias."""
     trainer, config = TRAINERS[base]
     often = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     arguments = {"train_dataset": preference_rows(4), "eval_dataset": preference_rows(2)}
     for steps in (1, 2):
-        options = quiet(output_dir=str(tmp_path), max_steps=steps, model_init_kwargs={"dtype": dtype}, **often)
+        options = quiet(output_dir=str(tmp_path), max_steps=steps, model_init_kwargs={key: dtype}, **often)
         made = trainer(tiny_model, args=config(**options), processing_class=byte_tokenizer(), **arguments)
         made.train(resume_from_checkpoint=steps == 2)
         made.evaluate()

@@ -642,6 +642,13 @@ def test_a_kind_of_file_is_no_data_set(given, tmp_path, monkeypatch):
         load_splits("json")
 
 
+@pytest.mark.parametrize("place", ["https://huggingface.co/", "https://hf.co/", ""])
+@pytest.mark.parametrize("behind", ["", "/", "/tree/main", "?row=1"])
+def test_an_address_is_no_id(place, behind):
+    with pytest.raises(ValueError, match=r"is the address of a data set: give its id, some/set$"):
+        load_splits(f"{place}datasets/some/set{behind}")
+
+
 @pytest.mark.parametrize("signal", [None, 15])
 def test_an_exit_that_no_signal_asked_for_is_no_stop(signal, tiny_model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

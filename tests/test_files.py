@@ -337,6 +337,12 @@ def test_parts_without_rows_that_spark_writes(streaming, folder):
         load_splits(str(folder), streaming=streaming)
 
 
+def test_prompts_of_a_table_are_text_by_any_usual_name(folder):
+    (folder / "a.csv").write_text("query,Prompt,system,chosen,rejected\n5,NA,0,a,b\nTrue,,1,c,d\n")
+    rows = load_splits(str(folder / "a.csv"))["train"]
+    assert (rows["query"][:], rows["Prompt"][:], rows["system"][:]) == (["5", "True"], ["NA", None], ["0", "1"])
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_tables_without_rows_beside_others(streaming, folder, caplog):
     (folder / "a.csv").write_text("prompt,chosen,rejected\na,b,c\n")

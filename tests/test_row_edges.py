@@ -218,6 +218,9 @@ def test_a_system_column_that_holds_a_message_or_stands_beside_a_dialogue():
     for system in (row["s"], f"[{row['s']}]", "S"):
         (read,) = open_rows(Dataset.from_list([{**row, "s": system}]), "train", None, "s")
         assert read.prompt == [says("system", "S"), says("user", "q")]
+    for number in (0, False, 3):
+        with pytest.raises(RowError, match=f"column 's', row 0 of the train data set: .* but is of type .*: {number}"):
+            list(open_rows(Dataset.from_list([{**row, "s": number}]), "train", None, "s"))
     dialogue = {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")} | {"s": "S"}
     with pytest.raises(RowError, match=r"row 0 of the train data set: 'Human: q.* marks turns, and system_column='s'"):
         open_rows(Dataset.from_list([dialogue]), "train", None, "s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -45,6 +46,7 @@ from .media import without_decoding
 from .mixed_json import as_written, fits, lost_number, python_rows, with_free_parts
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
+_ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)?datasets/([^/]+/[^/?#]+)")  # the Hub's
 _OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
 
 _OF_ARROW = (pa.ArrowException, TypeError, ValueError, KeyError)  # where its reader fails, not where a script is met
@@ -73,6 +75,8 @@ def load_splits(
     path = existing(name)
     if path is None and name in BUILDERS.values():  # `datasets` would read the working directory
         raise ValueError(f"{name} is a kind of file, and no data set: name the file")
+    if path is None and (found := _ADDRESS.match(name)):
+        raise ValueError(f"{name} is the address of a data set: give its id, {found[1]}")
     try:
         splits = (
             datasets.load_dataset(name, config, streaming=streaming)
@@ -230,8 +234,9 @@ def _options(files: Sequence[Path], first: int | None) -> dict[str, Any]:
     builder = builder_of(files[0])
     if builder == "csv":
         delimiter = delimiter_of(files[0])
-        texts = (*_texts(), *chain.from_iterable(codes_of(file, delimiter, first) for file in files))
-        missing = dict.fromkeys(header_of(files[0], delimiter), _MISSING)
+        header = header_of(files[0], delimiter)
+        texts = (*_texts(header), *chain.from_iterable(codes_of(file, delimiter, first) for file in files))
+        missing = dict.fromkeys(header, _MISSING)
         return {  # a completion may be "None" or "007"
             "sep": delimiter,
             "converters": dict.fromkeys(texts, str),
@@ -244,11 +249,12 @@ def _options(files: Sequence[Path], first: int | None) -> dict[str, Any]:
     return {}
 
 
-def _texts() -> tuple[str, ...]:
+def _texts(header: Sequence[str] = ()) -> tuple[str, ...]:
     """The columns of pairs and of lists that hold prompts or answers."""
-    from ..rows.list_forms import PROMPTS, RESPONSE, TWO  # with the whole of `rows`, which takes seconds to import
+    from ..rows.form import like_a_prompt  # with the whole of `rows`, which takes seconds to import
+    from ..rows.list_forms import PROMPTS, RESPONSE, TWO
 
-    return ("prompt", "chosen", "rejected", *PROMPTS, *RESPONSE, *chain(*TWO))
+    return ("prompt", "chosen", "rejected", *like_a_prompt(header), *PROMPTS, *RESPONSE, *chain(*TWO))
 
 
 def _saved(path: Path) -> DatasetDict:

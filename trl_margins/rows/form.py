@@ -219,7 +219,9 @@ class RowReader:
     def system_text(self, row: Mapping[str, Any], where: str) -> str:
         """What the system column has, which may be a message, or its text; "" where there is nothing, or no column."""
         system = row.get(self.system_column) if self.system_column is not None else None
-        return text_of(self._part(str(self.system_column), messages_in(system), where)) if system else ""
+        if not system and not isinstance(system, int | float):  # a number is none, also 0
+            return ""
+        return text_of(self._part(str(self.system_column), messages_in(system), where))
 
     def has_unread_system(self, row: Mapping[str, Any]) -> bool:
         """Whether the system column has messages, written as text, that cannot be read."""

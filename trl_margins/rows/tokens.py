@@ -271,7 +271,12 @@ def unread(rows: Sequence[PreferenceRow], processing_class: Any, numbers: Sequen
         if not row.is_conversational:
             continue
         messages: Iterator[Any] = chain(row.prompt, *row.completions)
-        keys = {key for message in messages for key, value in message.items() if is_for_the_model(key, value)}
+        keys = {
+            key
+            for message in messages
+            for key, value in message.items()
+            if is_for_the_model(key, value) and value != message.get("content")
+        }
         for name in (*row.template, *sorted(keys - {"tool_call_id"})):  # most templates know results by their place
             found.setdefault(name, []).append(i)
     for name, places in found.items():

@@ -670,13 +670,16 @@ def _one_or_list(named: str | Sequence[str] | None) -> str | list[str] | None:
 
 
 def _read_mappings(config: MarginOptions) -> None:
-    """Leaves no number or bool as text in a mapping, also of one that a flag gives as JSON."""
+    """Leaves no number or bool as text in a mapping, also of one that a flag gives as JSON, and no older name."""
     for name, value in list(vars(config).items()):
         if isinstance(value, str) and value.startswith("{") and name in getattr(config, "_VALID_DICT_FIELDS", ()):
             with suppress(ValueError):  # transformers says so
                 value = json.loads(value)
         if isinstance(value, dict):
-            setattr(config, name, values_of(value))
+            value = values_of(value)
+            if name == "model_init_kwargs" and "torch_dtype" in value:  # an older name, which TRL passes over
+                value = {"dtype": value["torch_dtype"], **{key: value[key] for key in value if key != "torch_dtype"}}
+            setattr(config, name, value)
 
 
 def _check_terms(config: MarginOptions, kind: str) -> None:

@@ -321,7 +321,7 @@ class FiniteSteps(TrainerCallback):
 
     def _why_no_gradient(self, seen: list[_Seen]) -> Iterator[str]:
         columns = [
-            None if any(value is None for value in values) else torch.cat([v for v in values if v is not None])
+            torch.cat(given) if 0 < len(given := [v for v in values if v is not None]) == len(values) else None
             for values in (
                 [self.trainer.same_completions(each.batch) if each.batch else None for each in seen],
                 [each.slope for each in seen],

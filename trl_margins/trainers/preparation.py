@@ -22,7 +22,7 @@ from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORE
 from ..report.card import SetFacts
 from ..rows import OpenedSet, RowError, open_rows
 from ..rows.form import COMPLETIONS, IMAGES, is_empty
-from ..rows.opened import column_names
+from ..rows.opened import column_names, first_row
 from ..rows.scores import (
     ScoreColumns,
     ScoreError,
@@ -200,8 +200,11 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
             "(MarginDPOTrainer, --base dpo). To train on the text alone, remove the column"
         )
     extras = [name for name in names if name.endswith(_TOKEN_ENDINGS) or (images and name in _OTHER_KINDS)]
-    if not takes_images:  # CPOTrainer's collator makes tensors of these, too
-        extras += [name for name in names if name.startswith(COMPLETIONS) and name.endswith("_logps")]
+    if not takes_images and (logps := [name for name in names if name.endswith("_logps")]):
+        # CPOTrainer makes tensors of these, and joins those of the two completions
+        first = first_row(dataset, split) or {}
+        usable = [name for name in logps if not name.startswith(COMPLETIONS) and isinstance(first.get(name), float)]
+        extras += [name for name in logps if name not in usable]
     if not {*COMPLETIONS} & {*names} and any("input_ids" in name for name in extras):
         raise RowError(
             f"the {split} data set is tokenized already ({', '.join(extras)}), and the trainer tokenizes it: give the "

@@ -320,8 +320,11 @@ class FiniteSteps(TrainerCallback):
         return f"The last checkpoint before it is {good}" if good else "No checkpoint was saved before it"
 
     def _why_no_gradient(self, seen: list[_Seen]) -> Iterator[str]:
+        if not seen:
+            yield "no pair went through the model, whose training_step is a subclass's own"
+            return
         columns = [
-            torch.cat(given) if 0 < len(given := [v for v in values if v is not None]) == len(values) else None
+            None if any(value is None for value in values) else torch.cat([v for v in values if v is not None])
             for values in (
                 [self.trainer.same_completions(each.batch) if each.batch else None for each in seen],
                 [each.slope for each in seen],

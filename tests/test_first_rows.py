@@ -11,7 +11,9 @@ from datasets import Dataset
 from tokenizers import normalizers
 
 from trl_margins.rows import open_rows
-from trl_margins.rows.opened import count_rows, notes, reader_for
+from trl_margins.rows.counts import count_rows
+from trl_margins.rows.notes import notes
+from trl_margins.rows.opened import reader_for
 from trl_margins.rows.tokenized import look_at_first_rows
 
 LETTERS = "Ärger mit  Öl, ﬁn\n\n e\u0301 漢字 🙂 </s> <s> {{ x }} I'm 3.5%"

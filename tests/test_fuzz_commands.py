@@ -19,7 +19,7 @@ from test_fuzz import BROKEN_SCORES, CELLS, Drawn, answered, asked, fuzzed, numb
 
 from trl_margins.data.loading import load_splits
 from trl_margins.evaluation.sets import evaluation_set
-from trl_margins.rows.opened import column_names, raw_rows
+from trl_margins.rows.raw import column_names, raw_rows
 
 pytestmark = pytest.mark.rehearsal
 

@@ -29,7 +29,7 @@ from trl_margins.rows.limited import limited
 from trl_margins.rows.lists import ScoredLists
 from trl_margins.rows.messages import may_be_messages, spelled, stored_messages
 from trl_margins.rows.mixed import mixed
-from trl_margins.rows.opened import column_names
+from trl_margins.rows.raw import column_names
 from trl_margins.rows.references import referred
 from trl_margins.rows.tokens import PairTokenizer, unread
 

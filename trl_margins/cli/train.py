@@ -31,7 +31,7 @@ from ..redaction import redacted_command, redacted_text
 from ..registry import OPTIONS, base_of, get_method, term_class
 from ..rows.form import IMAGES
 from ..rows.mixed import Named
-from ..rows.opened import column_names, first_row
+from ..rows.raw import column_names, first_row
 from ..trainers.folder import (
     check_stays,
     check_unused,

@@ -12,7 +12,7 @@ from datasets import Dataset, Value
 
 from ..pairs import IS_FLIPPED
 from ..rows import RowReader
-from ..rows.opened import raw_rows
+from ..rows.raw import raw_rows
 from ..rows.scores import find_score_columns
 from .evaluation_factors import BERTSCORE_METRICS
 from .formats import one_split, with_format_of

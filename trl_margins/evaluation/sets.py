@@ -12,11 +12,12 @@ from datasets import Dataset, Value
 
 from ..checks import shown
 from ..rows import PreferenceRow, open_rows
+from ..rows.counts import is_blank
 from ..rows.form import COMPLETIONS, refuse_images
 from ..rows.list_forms import FORMS, list_form
 from ..rows.lists import ScoredLists, row_of
 from ..rows.messages import Message, is_list_of, says
-from ..rows.opened import first_row, is_blank
+from ..rows.raw import first_row
 from ..rows.scores import (
     ScoreError,
     check_scores,

@@ -21,6 +21,7 @@ from datasets import ClassLabel, Dataset, List
 from ..checks import odd_letters, truth_of
 from . import votes
 from .answers import Answer, ScoredList, digest
+from .beside import Seen, count_unused, refuse_input, suspects_of, unused_notes
 from .form import (
     COMPLETIONS,
     TEMPLATE,
@@ -59,8 +60,8 @@ from .messages import (
     text_of,
     without_notes,
 )
-from .opened import Seen, count_unused, raw_rows, refuse_input, suspects_of, unused_notes
 from .ratings import ASPECTS, FORGED, OTHER_RATINGS, RATINGS, is_forged, numbers_elsewhere, rating_of
+from .raw import raw_rows
 from .scores import ScoreColumns, ScoreError, as_number, check_once, problem_of, refuse_class_labels
 from .turns import are_turns, first_turns, in_turns, mended, split_turns, unsplit_mark, unsplit_note
 

@@ -7,18 +7,11 @@ from dataclasses import replace
 
 from datasets import Dataset
 
+from .beside import Seen, count_unused, refuse_input, suspects_of, unused_notes
 from .form import PreferenceRow, RowError, RowReader, refuse_images, require_named
 from .messages import SHAREGPT, Part, is_list_of, spelled, text_of
-from .opened import (
-    Seen,
-    count_unused,
-    hold_messages,
-    open_rows,
-    raw_rows,
-    refuse_input,
-    suspects_of,
-    unused_notes,
-)
+from .opened import hold_messages, open_rows
+from .raw import raw_rows
 from .turns import chat_turns, mended, unsplit_note
 
 logger = logging.getLogger(__name__)

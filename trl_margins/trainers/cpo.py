@@ -21,7 +21,7 @@ from ..objective import ObjectiveOutput, refuse_reference
 from ..pairs import CACHED, PairLogps
 from ..rewards import LengthNormalizedReward, length_normalized
 from ..rows.cpo_tokens import CPOTokenizer
-from ..rows.opened import column_names
+from ..rows.raw import column_names
 from ..rows.tokenized import CPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, RowTokens, cpo_columns
 from .collator import StandardRows

@@ -22,7 +22,7 @@ from ..forward.standard import IGNORE, TokenLogps, fused_token_logps, logits_tok
 from ..objective import Objective, ObjectiveOutput
 from ..pairs import CACHED, CARRIED, SHARED, PairLogps
 from ..rewards import LogRatioReward
-from ..rows.opened import column_names
+from ..rows.raw import column_names
 from ..rows.tokenized import DPO_COLUMNS, tokenized
 from ..rows.tokens import PairTokenizer, dpo_columns
 from .arguments import ReadOnce

@@ -17,7 +17,7 @@ from ..distributed import check_lockstep
 from ..evaluation.ranking import ranking_metrics
 from ..pairs import SCORES, PairLogps
 from ..recording.metrics import MetricBuffer
-from ..rows.opened import column_names
+from ..rows.raw import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
 from .arguments import OwnMetrics, check_settings
 from .best import BestMixin

@@ -22,7 +22,7 @@ from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORE
 from ..report.card import SetFacts
 from ..rows import OpenedSet, RowError, open_rows
 from ..rows.form import COMPLETIONS, IMAGES, is_empty
-from ..rows.opened import column_names, first_row
+from ..rows.raw import column_names, first_row
 from ..rows.scores import (
     ScoreColumns,
     ScoreError,

@@ -12,8 +12,10 @@ import numpy as np
 
 from ...pairs import IS_FLIPPED
 from ...rows import PreferenceRow, RowError, RowReader
+from ...rows.counts import RowCounts, count_rows
 from ...rows.form import IMAGES, require_columns
-from ...rows.opened import RowCounts, count_rows, notes, reader_for, why_refused
+from ...rows.notes import notes, why_refused
+from ...rows.opened import reader_for
 from ...rows.scores import ScoreError, count_flipped
 from ..evaluation_factors import add_columns
 from ..formats import transformed

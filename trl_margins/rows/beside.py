@@ -1,0 +1,110 @@
+"""Columns that are not read, and may hold a part of the prompt."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from .form import BESIDE_A_PROMPT, DIALOGUE, RowError, RowReader, is_system, like_a_prompt
+from .messages import SHAREGPT, is_messages, spelled, texts_in
+from .raw import first_row, raw_rows
+
+
+@dataclass
+class Seen:
+    """Rows that have something in common: how many, and the first of them."""
+
+    n: int = 0
+    first: int = 0
+
+    def add(self, number: int) -> None:
+        self.first = self.first if self.n else number
+        self.n += 1
+
+
+def suspects_of(reader: RowReader) -> list[str]:
+    """The unread columns that may hold a part of the prompt."""
+    used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
+    beside = BESIDE_A_PROMPT if reader.prompt_column not in (None, *SHAREGPT) else ()
+    names = [*like_a_prompt(reader.columns), *(name for name in beside if name in reader.columns)]
+    return [name for name in names if name not in used]
+
+
+def texts_beside(dataset: Dataset | IterableDataset, reader: RowReader) -> list[str]:
+    """Columns of any other name with text in words, or with messages, where text completions have no prompt column."""
+    first = first_row(dataset, reader.split) if reader.prompt_column is None else None
+    if first is None or not isinstance(first.get("chosen"), str) or DIALOGUE.search(first["chosen"]):
+        return []
+    known = {*reader.needed, *like_a_prompt(reader.columns)}
+    return [
+        name
+        for name, value in first.items()
+        if name not in known and (is_messages(value) or (isinstance(value, str) and " " in value.strip()))
+    ]
+
+
+def count_unused(
+    unused: dict[str, Seen], raw: Mapping[str, Any], number: int, prompt: str, suspects: Iterable[str]
+) -> None:
+    """Counts the columns of a row that have text which the prompt lacks."""
+    for name in suspects:
+        value = raw.get(name)
+        if is_messages(found := spelled(value)):
+            value = [message.get("content", message.get("value")) for message in found]
+        if any(not _says(prompt, text) for text in _said_in(value)):
+            unused.setdefault(name, Seen()).add(number)
+
+
+def unused_notes(unused: Mapping[str, Seen], n: int, reader: RowReader) -> Iterator[str]:
+    """What `count_unused` found in n rows, one sentence for each column."""
+    for name, seen in unused.items():
+        fix = "add it to the prompt column"
+        if is_system(name) and reader.system_column is None:
+            fix = f"set system_column={name!r} (--system_column {name})"
+        elif reader.prompt_column is None:
+            fix = f"set prompt_column={name!r} (--prompt_column {name})"
+        yield (
+            f"column {name!r} is not used, and in {seen.n} of {n} rows it holds text that the prompt does not (the "
+            f"first is row {seen.first}): {fix}, if it belongs there"
+        )
+
+
+def refuse_input(dataset: Dataset, reader: RowReader, prompt_column: str | None, where: Callable[[int], str]) -> None:
+    """Raises a RowError for Alpaca's rows, whose question is in two columns, unless `prompt_column` names the one."""
+    if prompt_column is not None or reader.prompt_column != "instruction" or "input" not in reader.columns:
+        return
+    for number, row in enumerate(raw_rows(dataset, ["input", "instruction"], reader.split)):
+        prompt = "\n".join(texts_in(row["instruction"]))
+        if not all(_says(prompt, text) for text in _said_in(row["input"])):
+            raise RowError(
+                f"column 'input', {where(number)}: {row['input']!r:.100} is not part of the column "
+                "'instruction', which holds the prompts: join the two in a column of their own, or, if it does "
+                "not belong to the prompt, name the column with prompt_column='instruction' (--prompt_column "
+                "instruction)"
+            )
+
+
+def _said_in(value: Any) -> Iterator[str]:
+    """The texts and numbers in a value."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _said_in(each)
+    elif isinstance(value, float) and value.is_integer():  # Arrow and pandas widen numbers beside an empty field
+        yield str(int(value))
+    elif isinstance(value, int | float):
+        yield from () if math.isnan(value) else (str(value),)
+    else:
+        yield from texts_in(value)
+
+
+def _says(prompt: str, text: str) -> bool:
+    """Whether a prompt has a text, not as a part of a word or of a number."""
+    text = text.strip()
+    before = r"(?<![A-Za-z0-9])" if re.match(r"[A-Za-z0-9]", text) else ""
+    behind = r"(?![A-Za-z0-9])" if re.search(r"[A-Za-z0-9]$", text) else ""
+    return text in prompt and re.search(before + re.escape(text) + behind, prompt) is not None

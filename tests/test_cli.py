@@ -642,11 +642,15 @@ def test_a_kind_of_file_is_no_data_set(given, tmp_path, monkeypatch):
         load_splits("json")
 
 
-@pytest.mark.parametrize("place", ["https://huggingface.co/", "https://hf.co/", ""])
-@pytest.mark.parametrize("behind", ["", "/", "/tree/main", "?row=1"])
-def test_an_address_is_no_id(place, behind):
-    with pytest.raises(ValueError, match=r"is the address of a data set: give its id, some/set$"):
-        load_splits(f"{place}datasets/some/set{behind}")
+@pytest.mark.parametrize(
+    "place", ["https://huggingface.co/", "https://hf.co/", "https://hf-mirror.com/", "hf.co/", ""]
+)
+@pytest.mark.parametrize("behind", ["", "/", "/tree/main", "/blob/main/README.md", "?row=1"])
+@pytest.mark.parametrize("name", ["some/set", "set"])
+def test_an_address_is_no_id(name, place, behind):
+    said = rf"is the address of a data set: give its id, {name}$"
+    with pytest.raises(ValueError, match=said) if place or "/" in name else pytest.raises(Exception, match="set"):
+        load_splits(f"{place}datasets/{name}{behind}")
 
 
 @pytest.mark.parametrize("signal", [None, 15])

@@ -276,6 +276,15 @@ def test_what_is_no_data_does_not_take_the_place_of_data(name, data, folder):
         assert load_splits(str(folder))["train"].column_names == ["text"]
 
 
+def test_an_archive_beside_files_is_said_not_to_be_read(folder, caplog):
+    """`datasets` would read some of them, and make their rows a part of the split."""
+    (folder / "train.jsonl").write_text(LINE)
+    for name in ("train-2.zip", "train-3.xlsx", "train.md"):
+        (folder / name).write_text("x")
+    assert len(load_splits(str(folder))["train"]) == 1
+    assert "only its json files are read, not train-2.zip, train-3.xlsx: a data set has one format" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["train.zip", "train.tar"])
 def test_what_datasets_reads_may_take_the_place_of_data(name, folder):
     (folder / "stats.json").write_text('{"n": 1}')

@@ -46,7 +46,11 @@ from .media import without_decoding
 from .mixed_json import as_written, fits, lost_number, python_rows, with_free_parts
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
-_ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)?datasets/([^/]+/[^/?#]+)")  # the Hub's
+# The Hub's, or a mirror's; without a server it needs both parts, since a folder may be called so
+_ADDRESS = re.compile(
+    r"(?:https?://)?[\w-]+(?:\.[\w-]+)+/datasets/([^/?#]+(?:/(?!(?:tree|blob|resolve|viewer)\b)[^/?#]+)?)"
+    r"|datasets/([^/]+/[^/?#]+)"
+)
 _OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
 
 _OF_ARROW = (pa.ArrowException, TypeError, ValueError, KeyError)  # where its reader fails, not where a script is met
@@ -76,7 +80,7 @@ def load_splits(
     if path is None and name in BUILDERS.values():  # `datasets` would read the working directory
         raise ValueError(f"{name} is a kind of file, and no data set: name the file")
     if path is None and (found := _ADDRESS.match(name)):
-        raise ValueError(f"{name} is the address of a data set: give its id, {found[1]}")
+        raise ValueError(f"{name} is the address of a data set: give its id, {found[1] or found[2]}")
     try:
         splits = (
             datasets.load_dataset(name, config, streaming=streaming)

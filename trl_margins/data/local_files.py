@@ -38,6 +38,7 @@ _NO_DATA = (
     *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
     *("metadata.jsonl", "metadata.csv", "metadata.parquet"),
 )
+_UNREAD = (".zip", ".tar", ".tgz", ".lz4", ".7z", ".rar", ".xlsx", ".xls", ".ods")  # data, but not beside others
 # What may be called train or test, and is no data
 _NOTES = ("", ".py", ".ipynb", ".sh", ".md", ".txt", ".rst", ".html", ".pdf", ".log", ".yaml", ".yml", ".toml")
 _SHOWN = 8  # names of files
@@ -109,7 +110,9 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
         return {}
     counts = Counter(map(builder_of, every))
     builder = max(_PREFERRED, key=lambda name: counts[name])
-    if left_out := [file.name for file in every if builder_of(file) != builder]:
+    others = [file for file in every if builder_of(file) != builder]
+    others += [file for file in taken if kind_of(file) in _UNREAD]
+    if left_out := [file.name for file in others]:
         logger.warning(
             f"{folder}: only its {builder} files are read, not {', '.join(left_out)}: a data set has one format, that "
             "of most files"

@@ -55,8 +55,8 @@ def count_unused(
     for name in suspects:
         value = raw.get(name)
         if is_messages(found := spelled(value)):
-            value = [message.get("content", message.get("value")) for message in found]
-        if any(not _says(prompt, text) for text in _said_in(value)):
+            found = [message.get("content", message.get("value")) for message in found]
+        if any(not _says(prompt, text) for text in _said_in(found)):
             unused.setdefault(name, Seen()).add(number)
 
 

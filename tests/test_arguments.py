@@ -251,6 +251,13 @@ def test_a_later_set_without_scores_is_said_to_be(base, tiny_model, tmp_path, ca
     trainer.evaluate(rows.remove_columns(["score_chosen", "score_rejected"]))
     said = "the eval data set has no scores, which 'score-gap' needs: its loss is that without 'score-gap'"
     assert len([each for each in caplog.messages if each.startswith(said)]) == 1
+    bad = rows.remove_columns("score_chosen").add_column("score_chosen", [1.0, None, 2.0, 3.0])
+    with pytest.raises(ValueError, match="column 'score_chosen', row 1 of the eval data set: the score None is None"):
+        trainer.evaluate(bad)
+    plain = build(base, load(tiny_model), tmp_path)
+    assert plain.evaluate(bad)["eval_n_pairs"] == 4
+    assert "row 1 of the eval data set: the score None is None" in caplog.text
+    assert "pairs without scores count in pwa_all alone" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ COLUMNS = [
          right=USUAL, log="leaving out chosen_input_ids and topic_labels and labels"),
     Case("columns by the names of log-probabilities",
          lambda: each(texts(), chosen_logps=-1.0, x_logps="x", ref_logps=-1.0),
-         right=USUAL, log="leaving out chosen_logps and x_logps, which TRL would misread"),
+         right=USUAL, log="leaving out chosen_logps and x_logps and ref_logps, which TRL would misread"),
     Case("columns of odd types", lambda: each(texts(), raw=b"\xff", deep=[[1], []], nothing=None, when={"x": None}),
          right=USUAL),
     Case("columns of odd types, dpo", lambda: each(texts(), prompt_ids="x", raw=b"\xff", nothing=None), right=USUAL,

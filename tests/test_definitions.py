@@ -180,6 +180,27 @@ def test_a_custom_weight_has_the_mean_of_the_window_too(tiny_model, tokenizer, t
     assert weights_of(tmp_path) == pytest.approx([n / 4 for n in (1, 2, 3, 4, 5, 9)])
 
 
+@pytest.mark.usefixtures("clean_registry")
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+@pytest.mark.parametrize("column", ["chosen_old_logps", "old_logps", "quality_labels", "quality"])
+def test_a_column_of_one_s_own_by_any_name(column, base, tiny_model, tokenizer, tmp_path):
+    """Also by one that TRL's collators take for tokens, or for log-probabilities."""
+
+    class Quality(Term):
+        name = "quality"
+        columns = (column,)
+
+        def __call__(self, view: PairView):
+            return view[column]
+
+    register_term(Quality, "weight")
+    rows = preference_rows(4).add_column(column, [1.0, 2.0, 3.0, 4.0])
+    trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, rows, weight="quality")
+    trainer.args.num_train_epochs = 1
+    trainer.train()
+    assert sorted(weights_of(tmp_path)) == [1, 2, 3, 4]
+
+
 def test_the_mean_of_values_of_another_kind(tiny_model, tokenizer, tmp_path):
     class Listed(Term):
         name = "listed"

@@ -265,7 +265,7 @@ def test_a_row_that_repeats_the_header(streaming, folder):
 @pytest.mark.parametrize("data", ["pairs.jsonl", "data/pairs.jsonl"])
 @pytest.mark.parametrize("name", ["train_notes.txt", "train.py", "test.log", "train/notes.md"])
 def test_what_is_no_data_does_not_take_the_place_of_data(name, data, folder):
-    for each, content in ((data, LINE), (name, "x = 1\n")):
+    for each, content in ((data, LINE), (name, "x = 1\n"), (".git/a.json", "{}")):
         (folder / each).parent.mkdir(exist_ok=True)
         (folder / each).write_text(content)
     said = rf"would be made of {Path(name).name}, which is no data, and {data} would not be read: move out what is"
@@ -274,6 +274,11 @@ def test_what_is_no_data_does_not_take_the_place_of_data(name, data, folder):
     (folder / "README.md").write_text(configured(name))
     if name.endswith(".txt"):  # then it is what somebody wants
         assert load_splits(str(folder))["train"].column_names == ["text"]
+    else:
+        with pytest.raises(
+            ValueError, match=rf"by the data_files of its README\.md, .*, and {data} would not be read"
+        ):
+            load_splits(str(folder))
 
 
 def test_an_archive_beside_files_is_said_not_to_be_read(folder, caplog):
@@ -332,7 +337,10 @@ def test_a_part_of_what_a_readme_names(folder, caplog):
 def test_a_readme_whose_folder_is_gone(folder):
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_dir: old\n---\n")
     (folder / "train.jsonl").write_text(LINE)
-    with pytest.raises(FileNotFoundError, match=r"data_dir of its README\.md, 'old', has no data files: correct it"):
+    with pytest.raises(FileNotFoundError, match=r"data_dir of its README\.md, 'old', is not there: correct it"):
+        load_splits(str(folder))
+    (folder / "old").mkdir()
+    with pytest.raises(FileNotFoundError, match="old doesn't contain any data files"):
         load_splits(str(folder))
 
 
@@ -347,9 +355,9 @@ def test_parts_without_rows_that_spark_writes(streaming, folder):
 
 
 def test_prompts_of_a_table_are_text_by_any_usual_name(folder):
-    (folder / "a.csv").write_text("query,Prompt,system,chosen,rejected\n5,NA,0,a,b\nTrue,,1,c,d\n")
+    (folder / "a.csv").write_text("query,Prompt,system,chosen,rejected\n5,x,0,a,b\nTrue,,NaN,c,d\n")
     rows = load_splits(str(folder / "a.csv"))["train"]
-    assert (rows["query"][:], rows["Prompt"][:], rows["system"][:]) == (["5", "True"], ["NA", None], ["0", "1"])
+    assert (rows["query"][:], rows["Prompt"][:], rows["system"][:]) == (["5", "True"], ["x", None], ["0", None])
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -358,6 +366,10 @@ def test_tables_without_rows_beside_others(streaming, folder, caplog):
     (folder / "b.csv").write_text("prompt,chosen,rejected\n")
     assert len(list(load_splits(str(folder), streaming=streaming)["train"])) == 1
     assert "is not read" not in caplog.text
+    (folder / "c.csv").write_text("q,x,y\n")  # a row, which lacks its header
+    with pytest.raises(ValueError, match=r"c\.csv"):
+        load_splits(str(folder), streaming=streaming)
+    (folder / "c.csv").unlink()
     (folder / "a.csv").unlink()
     if not streaming:
         with pytest.raises(ValueError, match=r"b\.csv has no rows"):

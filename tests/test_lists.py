@@ -639,10 +639,14 @@ def test_alpacas_input_is_refused_unless_it_is_named(caplog):
     [
         ("Translate: Hallo", " Hallo\n"),
         ("What is 3 squared?", 3.0),  # an integer, where other rows have none
+        ("What is 3 squared?", "3.0"),
+        ("What is 3.0 squared?", "3.0"),
         ("Sort 3, 1 and 2.", ["3", "1", "2"]),
         ("Sort 3, 1 and 2.", [3, 1, 2]),
         ("请把你好翻译成英文", "你好"),
         ("Explain the word _cat_.", "cat"),
+        ("Category or cat?", "cat"),
+        ("Sort 3,1,2.", [3, 1, 2]),
         ([user('Mend: "it\'s\nC:\\new"')], '"it\'s\nC:\\new"'),
         *[("Say hi.", nothing) for nothing in ("", " ", "\n", None, float("nan"), [])],
     ],
@@ -734,6 +738,17 @@ def test_rows_that_are_there_twice_count_once():
             [{"instruction": "Explain category.", "input": "cat", "generations": ["a"], "ratings": [1]}],
             {},
             "column 'input', row 0 of the lists: 'cat' is not part of the column 'instruction'",
+        ),
+        *(
+            (
+                [{"instruction": instruction, "input": part, "generations": ["a"], "ratings": [1]}],
+                {},
+                f"column 'input', row 0 of the lists: '?{part}'? is not part of the column 'instruction'",
+            )
+            for instruction, part in (
+                *(("catégorie", "cat"), ("größer", "gr"), ("котята", "кот"), ("Add 1.5.", "5"), ("Add 1.5.", "1")),
+                ("Add 1.5.", 1),
+            )
         ),
         (
             [{"instruction": "Add 3 of the 45.", "input": "4", "generations": ["a"], "ratings": [1]}],

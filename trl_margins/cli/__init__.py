@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with plain_streams() as printed, _a_reader_may_leave(printed):
             status = _run(argv)
-        return status or int(printed.lost is not None)
+        return status or int(not isinstance(printed.lost, BrokenPipeError | None))
     except KeyboardInterrupt:
         return 128 + 2  # a shell's status of a program that Ctrl-C ends
 

@@ -24,7 +24,7 @@ from datasets import Dataset, Features, Value
 from datasets.config import ZSTANDARD_AVAILABLE
 
 from ..checks import RepeatedKeyError, without_repeats
-from .local_files import builder_of, is_without_rows, open_text
+from .local_files import builder_of, first_lines, open_text
 
 _OF_ROWS = {"prompt", "chosen", "rejected", "responses"}  # columns
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
@@ -301,7 +301,7 @@ def _problem_of(file: Path) -> str | None:
     if builder_of(file) in ("parquet", "arrow"):
         return _problem_of_columns(file)
     if builder_of(file) == "csv":
-        return " has no rows" if is_without_rows(file) else None
+        return " has no rows" if len(first_lines(file)) < 2 else None
     if not any(suffix in file.name.lower() for suffix in _FOR_LINES):
         return None
     number = 0

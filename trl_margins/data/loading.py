@@ -49,7 +49,7 @@ _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the oth
 # The Hub's, or a mirror's; without a server it needs both parts, since a folder may be called so
 _ADDRESS = re.compile(
     r"(?:https?://)?[\w-]+(?:\.[\w-]+)+/datasets/([^/?#]+(?:/(?!(?:tree|blob|resolve|viewer)\b)[^/?#]+)?)"
-    r"|datasets/([^/]+/[^/?#]+)"
+    r"|datasets/([^/]+/(?!(?:tree|blob|resolve|viewer)\b)[^/?#]+)"
 )
 _OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
 
@@ -80,7 +80,8 @@ def load_splits(
     if path is None and name in BUILDERS.values():  # `datasets` would read the working directory
         raise ValueError(f"{name} is a kind of file, and no data set: name the file")
     if path is None and (found := _ADDRESS.match(name)):
-        raise ValueError(f"{name} is the address of a data set: give its id, {found[1] or found[2]}")
+        what = "the address of a data set" if found[1] else "no folder; if it is the address of a data set"
+        raise ValueError(f"{name} is {what}: give its id, {found[1] or found[2]}")
     try:
         splits = (
             datasets.load_dataset(name, config, streaming=streaming)
@@ -237,13 +238,15 @@ def _options(files: Sequence[Path], first: int | None) -> dict[str, Any]:
     """Options of `datasets` that keep text as it is in the files. `first` is how many rows of a table to look at."""
     builder = builder_of(files[0])
     if builder == "csv":
+        from ..rows.form import like_a_prompt  # with the whole of `rows`, too
+
         delimiter = delimiter_of(files[0])
         header = header_of(files[0], delimiter)
-        texts = (*_texts(header), *chain.from_iterable(codes_of(file, delimiter, first) for file in files))
+        texts = (*_texts(), *chain.from_iterable(codes_of(file, delimiter, first) for file in files))
         missing = dict.fromkeys(header, _MISSING)
         return {  # a completion may be "None" or "007"
             "sep": delimiter,
-            "converters": dict.fromkeys(texts, str),
+            "converters": dict.fromkeys((*texts, *like_a_prompt(header)), str),
             "keep_default_na": False,
             # no prompt is an empty one, no completion is none
             "na_values": missing | {name: [] if name == "prompt" else [""] for name in texts if name in missing},
@@ -253,12 +256,11 @@ def _options(files: Sequence[Path], first: int | None) -> dict[str, Any]:
     return {}
 
 
-def _texts(header: Sequence[str] = ()) -> tuple[str, ...]:
+def _texts() -> tuple[str, ...]:
     """The columns of pairs and of lists that hold prompts or answers."""
-    from ..rows.form import like_a_prompt  # with the whole of `rows`, which takes seconds to import
-    from ..rows.list_forms import PROMPTS, RESPONSE, TWO
+    from ..rows.list_forms import PROMPTS, RESPONSE, TWO  # with the whole of `rows`, which takes seconds to import
 
-    return ("prompt", "chosen", "rejected", *like_a_prompt(header), *PROMPTS, *RESPONSE, *chain(*TWO))
+    return ("prompt", "chosen", "rejected", *PROMPTS, *RESPONSE, *chain(*TWO))
 
 
 def _saved(path: Path) -> DatasetDict:

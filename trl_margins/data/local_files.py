@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -86,14 +86,13 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     Raises a ValueError if README.md points elsewhere, or leaves open which of several configurations is meant.
     """
     chosen = _configuration(folder, config)
-    base = linked(folder / (chosen.get("data_dir") or ""))
+    if (place := chosen.get("data_dir")) and not (folder / place).is_dir():
+        raise FileNotFoundError(f"{folder}: data_dir of its README.md, {place!r}, is not there: correct it")
+    base = linked(folder / (place or ""))
     try:
         patterns = sanitize_patterns(chosen["data_files"]) if "data_files" in chosen else get_data_patterns(base)
     except EmptyDatasetError:
-        if "data_dir" in chosen:
-            said = f"{folder}: data_dir of its README.md, {chosen['data_dir']!r}, has no data files: correct it"
-            raise FileNotFoundError(said) from None
-        raise FileNotFoundError(f"{folder} doesn't contain any data files") from None
+        raise FileNotFoundError(f"{base} doesn't contain any data files") from None
     found = {str(split): {each: _resolved(each, base) for each in some} for split, some in patterns.items()}
     taken = [file for some in found.values() for files in some.values() for file in files]
     if "data_files" in chosen:
@@ -102,10 +101,13 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     splits = {}
     for split, some in found.items():
         files = [file for each in some.values() for file in each if kind_of(file) in BUILDERS]
-        splits[split] = [file for file in files if not _is_empty_part(file, by_spark)] or files[:1]
+        empty = _empty_parts(files, by_spark)
+        splits[split] = [file for file in files if file not in empty] or files[:1]
+        if left_out := [file.name for file in files if file not in splits[split]]:
+            logger.info(f"{folder}: {split!r} has parts without rows: {', '.join(left_out[:_SHOWN])}")
     every = [file for files in splits.values() for file in files]
-    if not every and "data_files" not in chosen:
-        _check_taken(folder, Path(base), taken)
+    if not every:
+        _check_taken(folder, Path(base), taken, "data_files" in chosen)
     if all(file.stem == "metadata" for file in every):  # a folder of images, or no files
         return {}
     counts = Counter(map(builder_of, every))
@@ -138,20 +140,26 @@ def open_text(file: Path, newline: str | None = None) -> TextIO:
     return LocalFileSystem().open(path, "rt", compression="infer", encoding="utf-8-sig", newline=newline)
 
 
-def is_without_rows(file: Path) -> bool:
-    """Whether it is a table of columns alone."""
-    with suppress(Exception):  # of a damaged file: whoever reads it says so
-        if kind_of(file) == ".parquet":
-            return not pq.read_metadata(file).num_rows
-        if builder_of(file) == "csv" and file.stat().st_size:
-            with open_text(file, newline="") as lines:
-                return sum(1 for _ in islice(filter(str.strip, lines), 2)) < 2
-    return False
+def first_lines(file: Path) -> list[str]:
+    """Up to two lines of a text that are not blank."""
+    with open_text(file, newline="") as lines:
+        return [*islice(filter(str.strip, lines), 2)]
 
 
-def _is_empty_part(file: Path, by_spark: bool) -> bool:
-    """Whether it is the part of a partition without rows, and no file that was cut: Spark writes one of no bytes."""
-    return is_without_rows(file) or (by_spark and not file.stat().st_size)
+def _empty_parts(files: Sequence[Path], by_spark: bool) -> set[Path]:
+    """Those of partitions without rows: a table of columns alone, the same as in another, or no bytes, by Spark. Other
+    files without rows may have been cut, or lack their header.
+    """
+    empty = {file for file in files if by_spark and not file.stat().st_size}
+    tables: dict[Path, list[str]] = {}
+    for file in files:
+        with suppress(Exception):  # of a damaged file: whoever reads it says so
+            if kind_of(file) == ".parquet" and not pq.read_metadata(file).num_rows:
+                empty.add(file)
+            if builder_of(file) == "csv":
+                tables[file] = first_lines(file)
+    headers = {lines[0] for lines in tables.values() if len(lines) == 2}
+    return empty | {file for file, lines in tables.items() if len(lines) == 1 and lines[0] in headers}
 
 
 def _check_named(folder: Path, found: Mapping[str, list[Path]]) -> None:
@@ -168,17 +176,20 @@ def _check_named(folder: Path, found: Mapping[str, list[Path]]) -> None:
         logger.warning(f"{folder}: of the data_files of its README.md, no file matches {', '.join(gone)}")
 
 
-def _check_taken(folder: Path, base: Path, taken: list[Path]) -> None:
+def _check_taken(folder: Path, base: Path, taken: list[Path], are_named: bool) -> None:
     """
     Raises:
         ValueError: what is taken for a split are scripts or notes, and there is data beside it.
     """
     names = sorted({file.name for file in taken})
-    if not names or not all(file.suffix.lower() in _NOTES for file in taken):
+    notes = {*_NOTES} - ({".txt"} if are_named else set())  # of which `datasets` makes rows
+    if not names or not all(file.suffix.lower() in notes for file in taken):
         return
-    if unread := _unread(base.rglob("*"), ()):
+    files = (file for file in base.rglob("*") if not any(part[0] in "._" for part in file.relative_to(base).parts))
+    if unread := _unread(files, ()):
+        by = "by the data_files of its README.md" if are_named else "by their names or folders"
         raise ValueError(
-            f"{folder}: by their names or folders, its splits would be made of {', '.join(names[:_SHOWN])}, which is "
+            f"{folder}: {by}, its splits would be made of {', '.join(names[:_SHOWN])}, which is "
             f"no data, and {', '.join(str(file.relative_to(base)) for file in unread[:_SHOWN])} would not be read: "
             "move out what is no data, or name the data alone"
         )

@@ -38,7 +38,7 @@ def merged(model: Any, name: str) -> Any:
         kind = model.active_peft_config.peft_type.value
         raise ValueError(
             f"{name} is an adapter of the kind {kind}, which cannot be merged into the weights of its base model, as "
-            "this command needs it: name another model"
+            "is needed here: name another model"
         )
     return model.merge_and_unload()
 

@@ -14,6 +14,11 @@ from .form import BESIDE_A_PROMPT, DIALOGUE, RowError, RowReader, is_system, lik
 from .messages import SHAREGPT, is_messages, spelled, texts_in
 from .raw import first_row, raw_rows
 
+_WITHIN = re.compile(  # between two letters or digits, and by the point of a number
+    r"(?<=[0-9A-Za-z\u00c0-\u058f])(?=[0-9A-Za-z\u00c0-\u058f])|(?<=\d\.)(?=\d)|(?<=\d)(?=\.\d)"
+)
+_WHOLE = re.compile(r"(?<=\d)\.0$")  # Arrow and pandas widen whole numbers beside an empty field
+
 
 @dataclass
 class Seen:
@@ -56,7 +61,8 @@ def count_unused(
         value = raw.get(name)
         if is_messages(found := spelled(value)):
             found = [message.get("content", message.get("value")) for message in found]
-        if any(not _says(prompt, text) for text in _said_in(found)):
+        said = texts_in(found) if is_system(name) or isinstance(found, bool) else _said_in(found)
+        if any(text.strip() not in prompt for text in said):
             unused.setdefault(name, Seen()).add(number)
 
 
@@ -94,8 +100,6 @@ def _said_in(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for each in value:
             yield from _said_in(each)
-    elif isinstance(value, float) and value.is_integer():  # Arrow and pandas widen numbers beside an empty field
-        yield str(int(value))
     elif isinstance(value, int | float):
         yield from () if math.isnan(value) else (str(value),)
     else:
@@ -103,8 +107,13 @@ def _said_in(value: Any) -> Iterator[str]:
 
 
 def _says(prompt: str, text: str) -> bool:
-    """Whether a prompt has a text, not as a part of a word or of a number."""
+    """Whether a prompt has a text, not as a part of a word or of a number. Words are told in scripts that set them
+    apart, and put nothing before or behind them: Latin, Greek, Cyrillic.
+    """
     text = text.strip()
-    before = r"(?<![A-Za-z0-9])" if re.match(r"[A-Za-z0-9]", text) else ""
-    behind = r"(?![A-Za-z0-9])" if re.search(r"[A-Za-z0-9]$", text) else ""
-    return text in prompt and re.search(before + re.escape(text) + behind, prompt) is not None
+    return any(
+        not (_WITHIN.match(prompt, at) or _WITHIN.match(prompt, at + len(each)))
+        for each in {text, _WHOLE.sub("", text)}
+        if each in prompt
+        for at in (found.start() for found in re.finditer(re.escape(each), prompt))
+    )

@@ -127,18 +127,21 @@ class CardMixin(TRLTrainer):
                 reproduce_language="bash" if command else "python",
             )
             file = Path(str(self.args.output_dir), CARD)
-            before = file.read_bytes() if file.exists() else None
+            before = file.with_name(f".{CARD}.before")  # to move it back takes no room
+            if file.is_file():
+                file.replace(before)
             try:
                 super().create_model_card(facts.model_name, dataset_name, tags)
                 completed(ModelCard.load(file), facts).save(file)
                 if facts.adapter:
                     _add_peft_entries(self, file)
-            except OSError:
+            except Exception:
                 with suppress(OSError):
                     file.unlink(missing_ok=True)  # TRL's part of it, or less
-                    if before is not None:
-                        write(file, before)
+                    if before.exists():
+                        before.replace(file)
                 raise
+            before.unlink(missing_ok=True)
         except Exception as error:
             if not self.is_in_train and not isinstance(error, OSError):
                 raise

@@ -16,6 +16,8 @@ from ..rows.scores import as_number, check_row, find_score_columns, problem_of
 if TYPE_CHECKING:
     from .model_checks import TokenLimits
 
+# Columns that TRL's collators take for tensors, whatever they hold; the latter CPOTrainer's alone
+TOKENS, LOGPS = ("input_ids", "attention_mask", "labels", "pixel_values"), ("_logps",)
 StandardRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # input_ids, attention_mask, labels, each [2B, T]
 
 
@@ -72,8 +74,10 @@ class PairCollator:
     def _collated(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         is_trls = type(self.collator).__module__.startswith("trl.")
         name = getattr(self.collator, "__name__", type(self.collator).__name__)
+        own = [each for each in self.columns if each.endswith(TOKENS + LOGPS)]
+        seen = [{key: row[key] for key in row if key not in own} for row in rows] if own else rows
         try:
-            batch = self.collator(rows)
+            batch = self.collator(seen)
             found = {} if is_trls else _tokens(batch)
         except Exception as error:  # each has its own
             if is_trls and not isinstance(error, KeyError):  # a column that the other base's has

@@ -678,7 +678,8 @@ def _read_mappings(config: MarginOptions) -> None:
         if isinstance(value, dict):
             value = values_of(value)
             if name == "model_init_kwargs" and "torch_dtype" in value:  # an older name, which TRL passes over
-                value = {"dtype": value["torch_dtype"], **{key: value[key] for key in value if key != "torch_dtype"}}
+                older = {"dtype": value.pop("torch_dtype")}
+                value = value if older["dtype"] is None else older | value
             setattr(config, name, value)
 
 

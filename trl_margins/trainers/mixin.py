@@ -62,10 +62,10 @@ from .preparation import (
     TRAIN,
     PreparedSets,
     as_taken,
+    check_later_scores,
     eval_split,
     opened_set,
     prepare_datasets,
-    warn_without_scores,
     with_checked_columns,
     with_lengths,
 )
@@ -483,13 +483,14 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
             if split in self._opened:
                 return replace(self._opened.pop(split), dataset=dataset), True
         later = opened_set(
-            dataset, eval_split(name), self.args, self.options, self.processing_class, self._takes_images
+            *(dataset, eval_split(name), self.args, self.options, self.objective),
+            *(self.processing_class, self._takes_images),
         )
         later = replace(later, dataset=with_checked_columns(later.dataset, later.reader.split, self.objective))
-        if scores := self._score_columns(later.dataset):
+        scores = self._score_columns(later.dataset)
+        check_later_scores(later.dataset, scores, later.reader.split, self.objective, self.options)
+        if scores:
             self._own_columns.update(scores.names)
-        else:
-            warn_without_scores(self.objective, later.reader.split)
         return later, False
 
     def _finish_tokens(

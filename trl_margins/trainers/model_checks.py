@@ -187,7 +187,7 @@ def _check_adapter(model: Any, args: Any) -> None:
         if str(start := getattr(config, "init_lora_weights", "")).startswith("pissa_niter"):
             logger.warning(
                 "init_lora_weights=%r draws the adapter's first values at random, and out of the model under it, "
-                "wherever the adapter is loaded: that is then not the model that was trained. Set it to 'pissa', "
+                "wherever the adapter is loaded: that may then be another model than was trained. Set it to 'pissa', "
                 "which draws nothing",
                 start,
             )

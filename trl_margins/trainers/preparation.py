@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORE
 from ..report.card import SetFacts
 from ..rows import OpenedSet, RowError, open_rows
 from ..rows.form import COMPLETIONS, IMAGES, is_empty
-from ..rows.raw import column_names, first_row
+from ..rows.raw import column_names
 from ..rows.scores import (
     ScoreColumns,
     ScoreError,
+    ScoreSummary,
     as_number,
     check_numbers,
     check_row,
@@ -43,6 +44,7 @@ from ..rows.tokens import prepare_tokenizer
 from ..terms import Term
 from ..terms.evaluation_factor import EvaluationFactorMargin
 from ..terms.score_gap import ScoreGapWeight
+from .collator import LOGPS, TOKENS
 from .configs import OF_FACTOR, MarginOptions
 
 logger = logging.getLogger(__name__)
@@ -51,8 +53,6 @@ TRAIN = "train"
 OF_COLUMN = f"column {FACTOR}"
 _MOST = 100_000  # rows of an evaluation stream: an endless one would never be read to its end
 
-# Columns that TRL's collators take for tensors, whatever they hold
-_TOKEN_ENDINGS = ("input_ids", "attention_mask", "labels", "pixel_values")
 # Columns that make TRL take a row with images for one of another task
 _OTHER_KINDS = ("messages", "completion", "label")
 
@@ -98,7 +98,7 @@ def prepare_datasets(
     elif evals is not None:
         given["eval"] = evals
     opened = {
-        split: opened_set(dataset, split, config, options, processing_class, takes_images)
+        split: opened_set(dataset, split, config, options, objective, processing_class, takes_images)
         for split, dataset in given.items()
     }
     opened = _read_alike(opened)
@@ -143,14 +143,20 @@ def _same_rows(one: Any, other: Any) -> bool:
 
 
 def opened_set(
-    dataset: Any, split: str, config: Any, options: MarginOptions, processing_class: Any, takes_images: bool
+    dataset: Any,
+    split: str,
+    config: Any,
+    options: MarginOptions,
+    objective: Objective,
+    processing_class: Any,
+    takes_images: bool,
 ) -> OpenedSet:
     """A data set, ready to be read.
 
     Raises:
         ValueError, TypeError: as `prepare_datasets`.
     """
-    dataset = _without_tensors(as_taken(dataset, split, config), split, takes_images)
+    dataset = _without_tensors(as_taken(dataset, split, config), split, takes_images, objective.columns)
     # TRL loads the processor of a vision-language model later
     keeps_parts = isinstance(processing_class, ProcessorMixin) or any(n in IMAGES for n in column_names(dataset))
     return open_rows(dataset, split, options.prompt_column, options.system_column, keeps_parts)
@@ -185,8 +191,10 @@ def _form(opened: OpenedSet) -> str | None:
     return "text" if not counts.messages.n else "messages" if not counts.text.n else None
 
 
-def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
-    """Removes columns that TRL's collators would take for tokens; images only where they can be trained on."""
+def _without_tensors(dataset: Any, split: str, takes_images: bool, read: Collection[str]) -> Any:
+    """Removes columns that TRL's collators would take for tokens, if no term has `read` them; images only where they
+    can be trained on.
+    """
     names = column_names(dataset)
     images = [name for name in IMAGES if name in names]
     empty = [name for name in images if isinstance(dataset, Dataset) and is_empty(dataset, name)]
@@ -199,12 +207,10 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool) -> Any:
             f"the {split} data set has the column {images[0]!r}: vision-language models train on DPOTrainer's base "
             "(MarginDPOTrainer, --base dpo). To train on the text alone, remove the column"
         )
-    extras = [name for name in names if name.endswith(_TOKEN_ENDINGS) or (images and name in _OTHER_KINDS)]
-    if not takes_images and (logps := [name for name in names if name.endswith("_logps")]):
-        # CPOTrainer makes tensors of these, and joins those of the two completions
-        first = first_row(dataset, split) or {}
-        usable = [name for name in logps if not name.startswith(COMPLETIONS) and isinstance(first.get(name), float)]
-        extras += [name for name in logps if name not in usable]
+    extras = [name for name in names if name.endswith(TOKENS) or (images and name in _OTHER_KINDS)]
+    if not takes_images:  # CPOTrainer
+        extras += [name for name in names if name.endswith(LOGPS)]
+    extras = [name for name in extras if name not in read]
     if not {*COMPLETIONS} & {*names} and any("input_ids" in name for name in extras):
         raise RowError(
             f"the {split} data set is tokenized already ({', '.join(extras)}), and the trainer tokenizes it: give the "
@@ -389,7 +395,21 @@ def _reading_scores(objective: Objective) -> list[str]:
     return [part.name for _, part in objective.reading if SCORE_CHOSEN in part.columns]
 
 
-def warn_without_scores(objective: Objective, split: str) -> None:
+def check_later_scores(
+    dataset: Any, columns: ScoreColumns | None, split: str, objective: Objective, options: MarginOptions
+) -> None:
+    """Of a set that the trainer was not built with.
+
+    Raises:
+        ScoreError: something reads the scores, and one is none.
+    """
+    if columns is None:
+        _warn_without_scores(objective, split)
+    elif isinstance(dataset, Dataset):
+        _checked_scores(dataset, columns, split, objective, options)
+
+
+def _warn_without_scores(objective: Objective, split: str) -> None:
     """Says how a data set without scores is evaluated, if something reads scores."""
     if not (reading := _reading_scores(objective)):
         return
@@ -400,6 +420,23 @@ def warn_without_scores(objective: Objective, split: str) -> None:
         f"without {needed_by}{', with the sigmoid instead' if replaced else ''}, and it has no pwa, only pwa_all. "
         "Name its score columns with score_columns (--score_columns)"
     )
+
+
+def _checked_scores(
+    dataset: Dataset, columns: ScoreColumns, split: str, objective: Objective, options: MarginOptions
+) -> ScoreSummary | None:
+    """What the scores of a data set are; None if some are none, and nothing reads them but the evaluation.
+
+    Raises:
+        ScoreError: something reads them.
+    """
+    try:
+        return check_scores(dataset, columns, split, options.eval_min_score_gap)
+    except ScoreError as error:
+        if _reading_scores(objective):
+            raise
+        logger.warning("%s; pairs without scores count in pwa_all alone", error)
+        return None
 
 
 def _with_checked_scores(
@@ -420,7 +457,7 @@ def _with_checked_scores(
         else find_score_columns(names, options.score_columns, strict=split == TRAIN)
     )
     if columns is None:
-        warn_without_scores(objective, split)
+        _warn_without_scores(objective, split)
         facts[split] = replace(facts[split], clear=0)
         return dataset
     if options.score_columns is None and len(several := known_score_columns(names)) > 1:
@@ -438,12 +475,8 @@ def _with_checked_scores(
             kwargs = {"columns": columns, "split": split}
             dataset = dataset.map(_with_score, with_indices=True, fn_kwargs=kwargs, features=dataset.features)
         return dataset
-    try:
-        summary = check_scores(dataset, columns, split, options.eval_min_score_gap)
-    except ScoreError as error:
-        if needed_by:
-            raise
-        logger.warning("%s; pairs without scores count in pwa_all alone", error)
+    summary = _checked_scores(dataset, columns, split, objective, options)
+    if summary is None:
         return dataset
     report_scores(summary, columns, split)
     facts[split] = replace(facts[split], ties=summary.n_ties, reversed=summary.n_reversed, clear=summary.n_at_least)

@@ -504,6 +504,7 @@ def test_what_a_resumed_run_may_change(tiny_model, tmp_path, caplog):
     whole.train()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, more.model.state_dict()[name]), name
+    assert [each["step"] for each in more.state.log_history if "loss" in each][-2:] == [4, 6]
     # a's checkpoint is resumed where c was
     build(tiny_model, tmp_path / "c", **free, lr_scheduler_type="constant", warmup_steps=0).train(
         resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2")

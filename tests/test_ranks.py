@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
+from datasets import Dataset
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.data import DataLoader
 
 from trl_margins import distributed
 from trl_margins.distributed import (
@@ -377,16 +379,31 @@ def test_what_is_done_at_the_end(monkeypatch, tmp_path):
     assert len(waits) == 2
 
 
-@pytest.mark.parametrize(("split_batches", "most"), [(False, 7), (True, 3)])
-def test_a_stream_s_padding_is_said_once(split_batches, most, caplog):
+@pytest.mark.parametrize(
+    ("options", "ranks", "is_stream", "said"),
+    [
+        ({}, 2, True, "its first rows are read again behind its last, up to 7 in all"),
+        ({"split_batches": True}, 2, True, "its first rows are read again behind its last, up to 3 in all"),
+        ({}, 1, True, ""),
+        ({}, 2, False, ""),
+        ({"drop_last": True}, 1, False, "if it is not full: 2 of 10 pairs count nowhere"),
+        ({"drop_last": True}, 3, False, "if it is not full: 10 of 10 pairs count nowhere"),
+        ({"drop_last": True, "split_batches": True}, 3, False, "if it is not full: 2 of 10 pairs count nowhere"),
+        ({"drop_last": True, "size": 5}, 2, False, ""),
+    ],
+)
+def test_rows_that_an_evaluation_counts_otherwise_are_said_once(options, ranks, is_stream, said, caplog):
     """accelerate fills up to a whole batch: of all ranks together, or the one that they share."""
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(eval_batch_size=4, accelerator_config=SimpleNamespace(split_batches=split_batches)),
-        accelerator=SimpleNamespace(num_processes=2),
-        is_world_process_zero=lambda: True,
-        _padding_said=False,
+    rows = Dataset.from_dict({"a": range(10)})
+    trainer = EvaluationMixin.__new__(EvaluationMixin)
+    trainer.args = SimpleNamespace(
+        eval_batch_size=options.get("size", 4),
+        dataloader_drop_last=options.get("drop_last", False),
+        accelerator_config=SimpleNamespace(split_batches=options.get("split_batches", False)),
     )
+    trainer.accelerator = SimpleNamespace(num_processes=ranks)
+    trainer.is_world_process_zero = lambda: True
     for _ in range(2):
-        EvaluationMixin._warn_of_padding(trainer)
-    (record,) = caplog.records
-    assert f"its first rows are read again behind its last, up to {most} in all" in record.getMessage()
+        trainer._warn_of_rows(DataLoader(rows.to_iterable_dataset() if is_stream else rows))
+    assert len(caplog.records) == bool(said)
+    assert said in caplog.text

@@ -283,6 +283,13 @@ class BestSoFar(TrainerCallback):
         return f"was chosen with {names[0]} {options[names[0]]}" if names else None
 
 
+class OwnIntervals(TrainerCallback):
+    """A resumed run logs, evaluates and saves as often as its config says; transformers goes by the checkpoint's."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 class EvaluateLast(TrainerCallback):
     """Evaluates at the last step where nothing else does: later, trackers would open a second run for it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class EvaluationMixin(BestMixin):
 
     _finite: FiniteSteps
     _evaluated: list[Tensor]
-    _padding_said = False
+    _said: Set[str] = frozenset()  # warnings
     _prefix: str  # of the metrics of the set that is evaluated
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
 
@@ -56,20 +56,29 @@ class EvaluationMixin(BestMixin):
             as_taken(eval_dataset, "evaluation", self.args)
         dataloader = super().get_eval_dataloader(eval_dataset)
         check_lockstep(self.accelerator, dataloader, "evaluation")
-        if self.accelerator.num_processes > 1 and isinstance(dataloader.dataset, torch.utils.data.IterableDataset):
-            self._warn_of_padding()
+        self._warn_of_rows(dataloader)
         return dataloader
 
-    def _warn_of_padding(self) -> None:
+    def _warn_of_rows(self, dataloader: DataLoader) -> None:
+        """Of rows that count nowhere, and of those that count again."""
         ranks = 1 if self.args.accelerator_config.split_batches else self.accelerator.num_processes
-        most = self.args.eval_batch_size * ranks - 1
-        if most and self.is_world_process_zero() and not self._padding_said:
-            logger.warning(
-                "the evaluation set is a stream: its first rows are read again behind its last, up to %d in all, to "
-                "be as long on all ranks, and count again. Load it instead of streaming it",
-                most,
+        rows, at_once = dataloader.dataset, self.args.eval_batch_size * ranks
+        if isinstance(rows, Dataset) and self.args.dataloader_drop_last and (left_out := len(rows) % at_once):
+            self._warn_once(
+                "dataloader_drop_last=True leaves out the last batch of an evaluation, too, if it is not full: "
+                f"{left_out} of {len(rows)} pairs count nowhere"
             )
-            self._padding_said = True
+        is_stream = isinstance(rows, torch.utils.data.IterableDataset)
+        if is_stream and self.accelerator.num_processes > 1 and at_once > 1:
+            self._warn_once(
+                "the evaluation set is a stream: its first rows are read again behind its last, up to "
+                f"{at_once - 1} in all, to be as long on all ranks, and count again. Load it instead of streaming it"
+            )
+
+    def _warn_once(self, text: str) -> None:
+        if self.is_world_process_zero() and text not in self._said:
+            logger.warning(text)
+            self._said = {*self._said, text}
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In order: transformers would group evaluation sets, too, draw their order, and not find their lengths."""

@@ -45,7 +45,7 @@ from ..rows.tokenized import TokenColumns, finish_tokenized
 from ..terms import Term
 from .arguments import ReadOnce, bound, checked, settings_read
 from .beginning import SaysWhatTrains
-from .best import BestSoFar, choose_metric
+from .best import BestSoFar, OwnIntervals, choose_metric
 from .card import CardMixin
 from .checkpoints import CheckpointMixin
 from .collator import PairCollator
@@ -195,7 +195,7 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         self.add_callback(self._finite)
         self.add_callback(TakesSteps())
         self.add_callback(BestSoFar(self))
-        self.callback_handler.callbacks.insert(0, SaysWhatTrains(self))  # above the progress bar
+        self.callback_handler.callbacks[:0] = [OwnIntervals(), SaysWhatTrains(self)]  # above the progress bar
         logs: list[PairLog] = []
         if self.options.log_pairs:
             log = PairLog(Path(self.args.output_dir, PAIRS_FILE))

@@ -315,6 +315,7 @@ def configured(files: str) -> str:
         ("old.jsonl", r"old\.jsonl"),
         ("[{split: train, path: train.jsonl}, {split: test, path: test.jsonl}]", r"test\.jsonl"),
         ("[]", "an empty list"),
+        ("", "an empty list"),
     ],
 )
 def test_a_readme_whose_files_are_gone(files, gone, folder):
@@ -352,6 +353,22 @@ def test_parts_without_rows_that_spark_writes(streaming, folder):
     (folder / "part-00000.json").write_text("")
     with pytest.raises(ValueError, match=r"part-00000\.json is empty"):
         load_splits(str(folder), streaming=streaming)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "arrow", "numpy", "torch"])
+def test_a_set_saved_in_a_format_is_read_as_any_other(kind, folder):
+    rows = Dataset.from_list([json.loads(LINE)] * 2)
+    rows.with_format(kind, columns=["score_chosen"]).save_to_disk(str(folder / "set"))
+    assert load_splits(str(folder / "set"))["train"][:] == rows[:]
+
+
+def test_types_of_a_table_are_those_of_all_its_rows(folder):
+    lines = [f"p{i},a,b,{i % 5},{i}" for i in range(12_000)]
+    lines[-1] = "p,a,b,9.75,x7"
+    (folder / "a.csv").write_text("prompt,chosen,rejected,score,id\n" + "\n".join(lines) + "\n")
+    rows = load_splits(str(folder / "a.csv"))["train"]
+    assert (rows[3]["score"], rows[-1]["score"]) == (3.0, 9.75)
+    assert (rows[3]["id"], rows[-1]["id"]) == ("3", "x7")
 
 
 def test_prompts_of_a_table_are_text_by_any_usual_name(folder):

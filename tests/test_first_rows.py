@@ -184,6 +184,8 @@ def test_a_prompt_under_a_name_of_its_own(name, caplog):
         ("chat_history", [user("Before?"), {"role": "assistant", "content": "Yes."}], True),
         ("chat_history", [user("Who runs?")], False),
         ("contexts", 4, True),
+        ("Input", "The cat", True),
+        ("Documents", "The cat", True),
         ("contexts", False, False),
         ("system", 1, False),
         ("chat_history", "[]", False),

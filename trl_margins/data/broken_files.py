@@ -9,7 +9,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib import import_module
@@ -31,6 +31,8 @@ _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
 _OF_ZSTD = (import_module("zstandard").ZstdError,) if ZSTANDARD_AVAILABLE else ()
 _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib.error, *_OF_ZSTD)
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|inf|Infinity)\s*", re.ASCII)
+_FLAGS = ("true", "false")
 _CODE = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII)
 _NOT_BLANK = re.compile(r"\S")
 _NEXT_OBJECT = re.compile(r"\n\{")
@@ -194,19 +196,31 @@ def header_of(file: Path, delimiter: str) -> list[str]:
         return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
 
 
-def codes_of(file: Path, delimiter: str, first: int | None) -> list[str]:
-    """The columns of a table in which a number begins with 0, as codes do: `007` is no 7. `first` is how many rows to
-    look at, by default all.
+def texts_of(
+    file: Path, delimiter: str, missing: Collection[str], first: int | None
+) -> tuple[list[str], dict[str, bool]]:
+    """The columns of a table that hold codes, in which a number begins with 0, since `007` is no 7; and of all columns
+    that have something, whether they are text: not all numbers, and not all true or false.
+
+    Args:
+        file: the table.
+        delimiter: what is between its cells.
+        missing: what a cell has that has nothing.
+        first: how many rows to look at, by default all.
     """
-    found: dict[str, None] = {}
+    codes: dict[str, None] = {}
+    kinds: dict[str, set[str]] = {}
     with open_text(file, newline="") as lines, suppress(csv.Error):  # of a field that is too long for it
         rows = filter(None, csv.reader(lines, delimiter=delimiter))
         header = next(rows, [])
         for row in islice(rows, first):
             for name, cell in zip(header, row, strict=False):
-                if name not in found and _CODE.fullmatch(cell):
-                    found[name] = None
-    return list(found)
+                found = kinds.setdefault(name, set())
+                if len(found) < 2 and cell not in missing:
+                    found.add("number" if _NUMBER.fullmatch(cell) else "flag" if cell.lower() in _FLAGS else "text")
+                if name not in codes and _CODE.fullmatch(cell):
+                    codes[name] = None
+    return list(codes), {name: "text" in found or len(found) > 1 for name, found in kinds.items() if found}
 
 
 def rows_inside(splits: Mapping[str, Any]) -> str | None:

@@ -19,13 +19,13 @@ from datasets.packaged_modules.json.json import JsonConfig
 from ..disk import check_writable
 from .broken_files import (
     check_file,
-    codes_of,
     delimiter_of,
     header_of,
     innermost,
     problem_of,
     rows_as_text,
     rows_inside,
+    texts_of,
     times_for_text,
     why_unreadable,
 )
@@ -51,6 +51,7 @@ _ADDRESS = re.compile(
     r"(?:https?://)?[\w-]+(?:\.[\w-]+)+/datasets/([^/?#]+(?:/(?!(?:tree|blob|resolve|viewer)\b)[^/?#]+)?)"
     r"|datasets/([^/]+/(?!(?:tree|blob|resolve|viewer)\b)[^/?#]+)"
 )
+_AT_ONCE = 1_000_000  # rows of a table
 _OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
 
 _OF_ARROW = (pa.ArrowException, TypeError, ValueError, KeyError)  # where its reader fails, not where a script is met
@@ -76,12 +77,13 @@ def load_splits(
         FileNotFoundError: something that looks like a path and is not there.
         OSError: the cache of `datasets` cannot be written to.
     """
-    path = existing(name)
+    address = None if Path(name).exists() else _ADDRESS.match(name)
+    path = None if address and address[1] else existing(name)
     if path is None and name in BUILDERS.values():  # `datasets` would read the working directory
         raise ValueError(f"{name} is a kind of file, and no data set: name the file")
-    if path is None and (found := _ADDRESS.match(name)):
-        what = "the address of a data set" if found[1] else "no folder; if it is the address of a data set"
-        raise ValueError(f"{name} is {what}: give its id, {found[1] or found[2]}")
+    if path is None and address:
+        what = "the address of a data set" if address[1] else "no folder; if it is the address of a data set"
+        raise ValueError(f"{name} is {what}: give its id, {address[1] or address[2]}")
     try:
         splits = (
             datasets.load_dataset(name, config, streaming=streaming)
@@ -242,12 +244,17 @@ def _options(files: Sequence[Path], first: int | None) -> dict[str, Any]:
 
         delimiter = delimiter_of(files[0])
         header = header_of(files[0], delimiter)
-        texts = (*_texts(), *chain.from_iterable(codes_of(file, delimiter, first) for file in files))
+        found = [texts_of(file, delimiter, _MISSING, first) for file in files]
+        texts = (*_texts(), *chain.from_iterable(codes for codes, _ in found))
+        # of several files, text in all of them: else they differ, and an error says so
+        mixed = [name for name in header if all(kinds.get(name, True) for _, kinds in found)]
+        others = (*like_a_prompt(header), *mixed)
         missing = dict.fromkeys(header, _MISSING)
         return {  # a completion may be "None" or "007"
             "sep": delimiter,
-            "converters": dict.fromkeys((*texts, *like_a_prompt(header)), str),
+            "converters": dict.fromkeys((*texts, *others), str),
             "keep_default_na": False,
+            **({} if first else {"chunksize": _AT_ONCE}),  # numbers have the type of those that are read at once
             # no prompt is an empty one, no completion is none
             "na_values": missing | {name: [] if name == "prompt" else [""] for name in texts if name in missing},
         }
@@ -277,6 +284,6 @@ def _saved(path: Path) -> DatasetDict:
 
 def _saved_split(folder: Path) -> Dataset:
     if json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]:
-        return datasets.load_from_disk(linked(folder))
+        return datasets.load_from_disk(linked(folder)).with_format(None)  # whatever format it was saved in
     features = DatasetInfo.from_directory(str(folder)).features  # without rows, whose folder `datasets` does not read
     return Dataset.from_dict({name: [] for name in features or ()}, features=features)

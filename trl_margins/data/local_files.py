@@ -90,7 +90,7 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
         raise FileNotFoundError(f"{folder}: data_dir of its README.md, {place!r}, is not there: correct it")
     base = linked(folder / (place or ""))
     try:
-        patterns = sanitize_patterns(chosen["data_files"]) if "data_files" in chosen else get_data_patterns(base)
+        patterns = sanitize_patterns(chosen["data_files"] or []) if "data_files" in chosen else get_data_patterns(base)
     except EmptyDatasetError:
         raise FileNotFoundError(f"{base} doesn't contain any data files") from None
     found = {str(split): {each: _resolved(each, base) for each in some} for split, some in patterns.items()}

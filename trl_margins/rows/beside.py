@@ -36,7 +36,7 @@ def suspects_of(reader: RowReader) -> list[str]:
     """The unread columns that may hold a part of the prompt."""
     used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
     beside = BESIDE_A_PROMPT if reader.prompt_column not in (None, *SHAREGPT) else ()
-    names = [*like_a_prompt(reader.columns), *(name for name in beside if name in reader.columns)]
+    names = [*like_a_prompt(reader.columns), *(name for name in reader.columns if name.lower() in beside)]
     return [name for name in names if name not in used]
 
 

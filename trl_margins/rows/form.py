@@ -362,7 +362,8 @@ def is_system(name: str) -> bool:
 def like_a_prompt(columns: Sequence[str]) -> list[str]:
     """Those of the columns whose names say that they hold a prompt or a part of it."""
     capitals = [name for name in columns if name != "prompt" and name.lower() == "prompt"]
-    return [*capitals, *(name for name in _LIKE_A_PROMPT if name in columns), *filter(is_system, columns)]
+    alike = [name for known in _LIKE_A_PROMPT for name in columns if name.lower() == known]
+    return [*capitals, *alike, *filter(is_system, columns)]
 
 
 def require_columns(names: Sequence[str], split: str) -> None:

@@ -618,13 +618,15 @@ def test_the_broken_weights_and_their_rows():
         check_weights(model)
 
 
-def test_float16_weights_with_fp16():
+def test_float16_weights(caplog):
     """torch: Attempting to unscale FP16 gradients."""
     model, args = nn.Linear(2, 2).half(), SimpleNamespace(fp16=True)
     with pytest.raises(ValueError, match=r"weight is float16 itself: load the model with dtype=torch\.float32"):
         _check_trains(model, args)
     _check_trains(model.float(), args)
+    assert not caplog.messages
     _check_trains(model.half(), SimpleNamespace(fp16=False))
+    assert "weight trains in float16: in this type AdamW's epsilon of 1e-8 is 0" in caplog.text
     model.weight.requires_grad_(False)
     model.bias.data = model.bias.data.float()
     _check_trains(model, args)

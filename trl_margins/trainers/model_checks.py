@@ -283,10 +283,17 @@ def _check_trains(model: nn.Module, args: Any) -> None:
             fix = "load the adapter with PeftModel.from_pretrained(..., is_trainable=True)"
             fix += ", or set inference_mode to False in a new one's peft_config"
         raise ValueError(f"none of the model's {len(list(model.parameters()))} weight tensors trains: {fix}")
-    if args.fp16 and (name := next((name for name, dtype in trained.items() if dtype == torch.float16), None)):
+    name = next((name for name, dtype in trained.items() if dtype == torch.float16), None)
+    if name and args.fp16:
         raise ValueError(
             f"fp16=True trains float32 weights with float16 forward passes, and {name} is float16 itself: load the "
             "model with dtype=torch.float32 (trl-margins train has --dtype float32), or use bf16=True"
+        )
+    if name:
+        logger.warning(
+            "%s trains in float16: in this type AdamW's epsilon of 1e-8 is 0, so that steps are too large, or lost. "
+            "Load the model in float32 or bfloat16",
+            name,
         )
 
 

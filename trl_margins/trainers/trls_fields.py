@@ -117,6 +117,8 @@ def naming_backend(config: TrainingArguments) -> Iterator[None]:
 def _mapping(config: TrainingArguments, name: str) -> Mapping[str, Any]:
     """A field that is a mapping, or one as JSON; empty for a file's name."""
     value = getattr(config, name, None)
+    if isinstance(value, list | tuple | set):
+        raise ValueError(f"{name} must be a mapping, or one as JSON; it is {value!r}")
     if not isinstance(value, str):
         return value if isinstance(value, Mapping) else {}
     if name in _FILES and not value.startswith("{"):

@@ -225,6 +225,12 @@ def test_sets_by_name_and_sets_without_tokens(base, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("base", TRAINERS)
+def test_a_list_in_place_of_a_mapping(base, tmp_path):
+    with pytest.raises(ValueError, match=r"model_init_kwargs must be a mapping, or one as JSON; it is \['dtype'\]"):
+        TRAINERS[base][1](output_dir=str(tmp_path), use_cpu=True, bf16=False, model_init_kwargs=["dtype"])
+
+
+@pytest.mark.parametrize("base", TRAINERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", torch.float32, "auto"])
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 def test_the_dtype_of_a_model_by_name(key, dtype, base, tiny_model, tmp_path):

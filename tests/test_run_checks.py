@@ -195,7 +195,7 @@ def test_values_that_are_right(text):
         ("lr_scheduler_kwargs: {num_cycles: x}", "'cosine' does not go with lr_scheduler_kwargs {'num_cycles': 'x'}"),
         ("lr_scheduler_type: warmup_stable_decay", "'warmup_stable_decay' does not go with lr_scheduler_kwargs {}: "),
         ("model_init_kwargs: {dtype: bfloat17}", "unknown dtype of model_init_kwargs 'bfloat17'; known: auto"),
-        ("model_init_kwargs: [dtype]", r"model_init_kwargs must be a mapping, or one as JSON; it is \['dtype'\]"),
+        ("model_init_kwargs: [dtype]", r"model_init_kwargs must be a mapping or text; it is \['dtype'\]"),
         ("model_init_kwargs: {dtype: 3}", "unknown dtype of model_init_kwargs 3; known: auto, bfloat16, float16"),
         ("accelerator_config: {even_batchs: 1}", "key of accelerator_config 'even_batchs'.*mean 'even_batches'"),
         ("accelerator_config: {split_batches: [1]}", "accelerator_config: split_batches must be true or false"),

@@ -36,8 +36,12 @@ def suspects_of(reader: RowReader) -> list[str]:
     """The unread columns that may hold a part of the prompt."""
     used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
     beside = BESIDE_A_PROMPT if reader.prompt_column not in (None, *SHAREGPT) else ()
-    names = [*like_a_prompt(reader.columns), *(name for name in reader.columns if name.lower() in beside)]
+    names = [*like_a_prompt(reader.columns), *(name for name in reader.columns if _usual(name) in beside)]
     return [name for name in names if name not in used]
+
+
+def _usual(name: str) -> str:
+    return name if name.lower() == "functions" else name.lower()  # `Functions` are taken for tools
 
 
 def texts_beside(dataset: Dataset | IterableDataset, reader: RowReader) -> list[str]:

@@ -216,7 +216,7 @@ def texts_of(
         for row in islice(rows, first):
             for name, cell in zip(header, row, strict=False):
                 found = kinds.setdefault(name, set())
-                if len(found) < 2 and cell not in missing:
+                if "text" not in found and cell not in missing:
                     found.add("number" if _NUMBER.fullmatch(cell) else "flag" if cell.lower() in _FLAGS else "text")
                 if name not in codes and _CODE.fullmatch(cell):
                     codes[name] = None

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, TextIO
 
@@ -86,47 +86,60 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     Raises a ValueError if README.md points elsewhere, or leaves open which of several configurations is meant.
     """
     chosen = _configuration(folder, config)
-    if (place := chosen.get("data_dir")) and not (folder / place).is_dir():
-        raise FileNotFoundError(f"{folder}: data_dir of its README.md, {place!r}, is not there: correct it")
-    base = linked(folder / (place or ""))
-    try:
-        patterns = sanitize_patterns(chosen["data_files"] or []) if "data_files" in chosen else get_data_patterns(base)
-    except EmptyDatasetError:
-        raise FileNotFoundError(f"{base} doesn't contain any data files") from None
-    found = {str(split): {each: _resolved(each, base) for each in some} for split, some in patterns.items()}
+    base, found = _found(folder, chosen)
     taken = [file for some in found.values() for files in some.values() for file in files]
-    if "data_files" in chosen:
-        _check_named(folder, {each: files for some in found.values() for each, files in some.items()})
-    by_spark = (Path(base) / "_SUCCESS").exists()
-    splits = {}
-    for split, some in found.items():
-        files = [file for each in some.values() for file in each if kind_of(file) in BUILDERS]
-        empty = _empty_parts(files, by_spark)
-        splits[split] = [file for file in files if file not in empty] or files[:1]
-        if left_out := [file.name for file in files if file not in splits[split]]:
-            logger.info(f"{folder}: {split!r} has parts without rows: {', '.join(left_out[:_SHOWN])}")
+    splits = {split: _with_rows(folder, split, [*chain(*some.values())], base) for split, some in found.items()}
     every = [file for files in splits.values() for file in files]
     if not every:
-        _check_taken(folder, Path(base), taken, "data_files" in chosen)
+        _check_taken(folder, base, taken, "data_files" in chosen)
     if all(file.stem == "metadata" for file in every):  # a folder of images, or no files
         return {}
     counts = Counter(map(builder_of, every))
     builder = max(_PREFERRED, key=lambda name: counts[name])
-    others = [file for file in every if builder_of(file) != builder]
-    others += [file for file in taken if kind_of(file) in _UNREAD]
-    if left_out := [file.name for file in others]:
+    others = [file.name for file in every if builder_of(file) != builder]
+    if left_out := others + [file.name for file in taken if kind_of(file) in _UNREAD]:
         logger.warning(
             f"{folder}: only its {builder} files are read, not {', '.join(left_out)}: a data set has one format, that "
             "of most files"
         )
     splits = {split: [file for file in files if builder_of(file) == builder] for split, files in splits.items()}
     _say_what_is_read(folder, splits)
-    if "data_files" not in chosen and (unread := _unread(Path(base).iterdir(), taken)):
+    if "data_files" not in chosen and (unread := _unread(base.iterdir(), taken)):
         logger.warning(
             f"{folder}: {', '.join(file.name for file in unread)} is not read: its name says of no split that it is "
             "train, test or validation. Name it as a set of its own, or move it out"
         )
     return {split: files for split, files in splits.items() if files}
+
+
+def _found(folder: Path, chosen: Mapping[str, Any]) -> tuple[Path, dict[str, dict[str, list[Path]]]]:
+    """Where the files lie, and those that each pattern of each split finds.
+
+    Raises:
+        FileNotFoundError: no files.
+        ValueError: README.md names others.
+    """
+    if (place := chosen.get("data_dir")) and not (folder / place).is_dir():
+        raise FileNotFoundError(f"{folder}: data_dir of its README.md, {place!r}, is not there: correct it")
+    base, are_named = linked(folder / (place or "")), "data_files" in chosen
+    try:
+        patterns = sanitize_patterns(chosen["data_files"] or []) if are_named else get_data_patterns(base)
+    except EmptyDatasetError:
+        raise FileNotFoundError(f"{base} doesn't contain any data files") from None
+    found = {str(split): {each: _resolved(each, base) for each in some} for split, some in patterns.items()}
+    if are_named:
+        _check_named(folder, {each: files for some in found.values() for each, files in some.items()})
+    return Path(base), found
+
+
+def _with_rows(folder: Path, split: str, files: Sequence[Path], base: Path) -> list[Path]:
+    """Those of data, without the parts that have no rows."""
+    files = [file for file in files if kind_of(file) in BUILDERS]
+    empty = _empty_parts(files, by_spark=(base / "_SUCCESS").exists())
+    kept = [file for file in files if file not in empty] or files[:1]
+    if left_out := [file.name for file in files if file not in kept]:
+        logger.info(f"{folder}: {split!r} has parts without rows: {', '.join(left_out[:_SHOWN])}")
+    return kept
 
 
 def open_bytes(file: Path) -> BinaryIO:

@@ -182,8 +182,8 @@ def test_a_custom_weight_has_the_mean_of_the_window_too(tiny_model, tokenizer, t
 
 @pytest.mark.usefixtures("clean_registry")
 @pytest.mark.parametrize("base", ["cpo", "dpo"])
-@pytest.mark.parametrize("column", ["chosen_old_logps", "old_logps", "quality_labels", "quality"])
-def test_a_column_of_one_s_own_by_any_name(column, base, tiny_model, tokenizer, tmp_path):
+@pytest.mark.parametrize("column", ["chosen_old_logps", "old_logps", "quality_labels", "label", "quality"])
+def test_a_column_of_one_s_own_by_any_name(column, base, tiny_model, tokenizer, tmp_path, caplog):
     """Also by one that TRL's collators take for tokens, or for log-probabilities."""
 
     class Quality(Term):
@@ -199,6 +199,7 @@ def test_a_column_of_one_s_own_by_any_name(column, base, tiny_model, tokenizer, 
     trainer.args.num_train_epochs = 1
     trainer.train()
     assert sorted(weights_of(tmp_path)) == [1, 2, 3, 4]
+    assert "is not read" not in caplog.text
 
 
 def test_the_mean_of_values_of_another_kind(tiny_model, tokenizer, tmp_path):

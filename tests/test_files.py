@@ -287,7 +287,7 @@ def test_an_archive_beside_files_is_said_not_to_be_read(folder, caplog):
     for name in ("train-2.zip", "train-3.xlsx", "train.md"):
         (folder / name).write_text("x")
     assert len(load_splits(str(folder))["train"]) == 1
-    assert "only its json files are read, not train-2.zip, train-3.xlsx: a data set has one format" in caplog.text
+    assert "train-2.zip, train-3.xlsx is not read beside other data: unpack or convert it" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["train.zip", "train.tar"])
@@ -338,10 +338,10 @@ def test_a_part_of_what_a_readme_names(folder, caplog):
 def test_a_readme_whose_folder_is_gone(folder):
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_dir: old\n---\n")
     (folder / "train.jsonl").write_text(LINE)
-    with pytest.raises(FileNotFoundError, match=r"data_dir of its README\.md, 'old', is not there: correct it"):
+    with pytest.raises(FileNotFoundError, match=r"data_dir of its README\.md, 'old', is no folder: correct it"):
         load_splits(str(folder))
     (folder / "old").mkdir()
-    with pytest.raises(FileNotFoundError, match="old doesn't contain any data files"):
+    with pytest.raises(FileNotFoundError, match="'old', doesn't contain any data files"):
         load_splits(str(folder))
 
 

@@ -190,7 +190,8 @@ def test_a_prompt_under_a_name_of_its_own(name, caplog):
         ("system", 1, False),
         ("chat_history", "[]", False),
         ("chat_history", '[["Before?", "Yes."]]', True),
-        ("chat_history", '[["Who runs?"]]', False),
+        ("contexts", '["Who runs?"]', True),  # it may be the text that is meant
+        ("contexts", 3.0, True),
         ("contexts", None, False),
         ("chat_history", json.dumps([{"from": "human", "value": "Who runs?"}]), False),
         ("documents", ["Cats run."], True),

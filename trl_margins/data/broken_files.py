@@ -31,7 +31,8 @@ _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
 _OF_ZSTD = (import_module("zstandard").ZstdError,) if ZSTANDARD_AVAILABLE else ()
 _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib.error, *_OF_ZSTD)
-_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|inf|Infinity)\s*", re.ASCII)
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
+_NUMBER = re.compile(r"(?i)\s*[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf|infinity)\s*", re.ASCII)
 _FLAGS = ("true", "false")
 _CODE = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII)
 _NOT_BLANK = re.compile(r"\S")
@@ -196,11 +197,11 @@ def header_of(file: Path, delimiter: str) -> list[str]:
         return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
 
 
-def texts_of(
+def kinds_of(
     file: Path, delimiter: str, missing: Collection[str], first: int | None
-) -> tuple[list[str], dict[str, bool]]:
+) -> tuple[list[str], dict[str, str]]:
     """The columns of a table that hold codes, in which a number begins with 0, since `007` is no 7; and of all columns
-    that have something, whether they are text: not all numbers, and not all true or false.
+    that have something, what it is: "flag", "whole", "number", or "text". "both" is of whole numbers and others.
 
     Args:
         file: the table.
@@ -217,10 +218,21 @@ def texts_of(
             for name, cell in zip(header, row, strict=False):
                 found = kinds.setdefault(name, set())
                 if "text" not in found and cell not in missing:
-                    found.add("number" if _NUMBER.fullmatch(cell) else "flag" if cell.lower() in _FLAGS else "text")
+                    found.add(_kind_of(cell))
                 if name not in codes and _CODE.fullmatch(cell):
                     codes[name] = None
-    return list(codes), {name: "text" in found or len(found) > 1 for name, found in kinds.items() if found}
+    several = {True: "text", False: "both"}
+    return list(codes), {
+        name: next(iter(found)) if len(found) == 1 else several[bool(found & {"text", "flag"})]
+        for name, found in kinds.items()
+        if found
+    }
+
+
+def _kind_of(cell: str) -> str:
+    if _WHOLE.fullmatch(cell):
+        return "whole"
+    return "number" if _NUMBER.fullmatch(cell) else "flag" if cell.lower() in _FLAGS else "text"
 
 
 def rows_inside(splits: Mapping[str, Any]) -> str | None:

@@ -22,10 +22,10 @@ from .broken_files import (
     delimiter_of,
     header_of,
     innermost,
+    kinds_of,
     problem_of,
     rows_as_text,
     rows_inside,
-    texts_of,
     times_for_text,
     why_unreadable,
 )
@@ -46,12 +46,12 @@ from .media import without_decoding
 from .mixed_json import as_written, fits, lost_number, python_rows, with_free_parts
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
+_PAGES = r"(?:tree|blob|resolve|raw|viewer|discussions|commits?)(?:[/?#]|$)"
 # The Hub's, or a mirror's; without a server it needs both parts, since a folder may be called so
 _ADDRESS = re.compile(
-    r"(?:https?://)?[\w-]+(?:\.[\w-]+)+/datasets/([^/?#]+(?:/(?!(?:tree|blob|resolve|viewer)\b)[^/?#]+)?)"
-    r"|datasets/([^/]+/(?!(?:tree|blob|resolve|viewer)\b)[^/?#]+)"
+    r"(?:https?://[^/]+|(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com))/datasets/"
+    rf"([^/?#]+(?:/(?!{_PAGES})[^/?#]+)?)|datasets/([^/]+/(?!{_PAGES})[^/?#]+)"
 )
-_AT_ONCE = 1_000_000  # rows of a table
 _OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
 
 _OF_ARROW = (pa.ArrowException, TypeError, ValueError, KeyError)  # where its reader fails, not where a script is met
@@ -244,17 +244,18 @@ def _options(files: Sequence[Path], first: int | None) -> dict[str, Any]:
 
         delimiter = delimiter_of(files[0])
         header = header_of(files[0], delimiter)
-        found = [texts_of(file, delimiter, _MISSING, first) for file in files]
+        found = [kinds_of(file, delimiter, _MISSING, first) for file in files]
         texts = (*_texts(), *chain.from_iterable(codes for codes, _ in found))
         # of several files, text in all of them: else they differ, and an error says so
-        mixed = [name for name in header if all(kinds.get(name, True) for _, kinds in found)]
-        others = (*like_a_prompt(header), *mixed)
+        kinds = {name: {kinds[name] for _, kinds in found if name in kinds} for name in header}
+        others = (*like_a_prompt(header), *(name for name in header if kinds[name] == {"text"}))
         missing = dict.fromkeys(header, _MISSING)
         return {  # a completion may be "None" or "007"
             "sep": delimiter,
             "converters": dict.fromkeys((*texts, *others), str),
             "keep_default_na": False,
-            **({} if first else {"chunksize": _AT_ONCE}),  # numbers have the type of those that are read at once
+            # a column has the type of what is read at once, of which 1.5 may be behind 10,000 whole numbers
+            **({"chunksize": None} if not first and any("both" in each for each in kinds.values()) else {}),
             # no prompt is an empty one, no completion is none
             "na_values": missing | {name: [] if name == "prompt" else [""] for name in texts if name in missing},
         }

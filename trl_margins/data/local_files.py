@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import hashlib
 import logging
@@ -96,8 +97,9 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
         return {}
     counts = Counter(map(builder_of, every))
     builder = max(_PREFERRED, key=lambda name: counts[name])
-    others = [file.name for file in every if builder_of(file) != builder]
-    if left_out := others + [file.name for file in taken if kind_of(file) in _UNREAD]:
+    if packed := [file.name for file in taken if kind_of(file) in _UNREAD]:
+        logger.warning(f"{folder}: {', '.join(packed)} is not read beside other data: unpack or convert it")
+    if left_out := [file.name for file in every if builder_of(file) != builder]:
         logger.warning(
             f"{folder}: only its {builder} files are read, not {', '.join(left_out)}: a data set has one format, that "
             "of most files"
@@ -119,13 +121,15 @@ def _found(folder: Path, chosen: Mapping[str, Any]) -> tuple[Path, dict[str, dic
         FileNotFoundError: no files.
         ValueError: README.md names others.
     """
-    if (place := chosen.get("data_dir")) and not (folder / place).is_dir():
-        raise FileNotFoundError(f"{folder}: data_dir of its README.md, {place!r}, is not there: correct it")
-    base, are_named = linked(folder / (place or "")), "data_files" in chosen
+    place, are_named = str(chosen.get("data_dir") or ""), "data_files" in chosen
+    named = f"{folder}: data_dir of its README.md, {place!r}," if place else str(folder)
+    if not (folder / place).is_dir():
+        raise FileNotFoundError(f"{named} is no folder: correct it")
+    base = linked(folder / place)
     try:
         patterns = sanitize_patterns(chosen["data_files"] or []) if are_named else get_data_patterns(base)
     except EmptyDatasetError:
-        raise FileNotFoundError(f"{base} doesn't contain any data files") from None
+        raise FileNotFoundError(f"{named} doesn't contain any data files") from None
     found = {str(split): {each: _resolved(each, base) for each in some} for split, some in patterns.items()}
     if are_named:
         _check_named(folder, {each: files for some in found.values() for each, files in some.items()})
@@ -171,8 +175,12 @@ def _empty_parts(files: Sequence[Path], by_spark: bool) -> set[Path]:
                 empty.add(file)
             if builder_of(file) == "csv":
                 tables[file] = first_lines(file)
-    headers = {lines[0] for lines in tables.values() if len(lines) == 2}
-    return empty | {file for file, lines in tables.items() if len(lines) == 1 and lines[0] in headers}
+    headers = [_cells(lines[0]) for lines in tables.values() if len(lines) == 2]
+    return empty | {file for file, lines in tables.items() if len(lines) == 1 and _cells(lines[0]) in headers}
+
+
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line.strip()]), [])
 
 
 def _check_named(folder: Path, found: Mapping[str, list[Path]]) -> None:

@@ -14,10 +14,9 @@ from .form import BESIDE_A_PROMPT, DIALOGUE, RowError, RowReader, is_system, lik
 from .messages import SHAREGPT, is_messages, spelled, texts_in
 from .raw import first_row, raw_rows
 
-_WITHIN = re.compile(  # between two letters or digits, and by the point of a number
-    r"(?<=[0-9A-Za-z\u00c0-\u058f])(?=[0-9A-Za-z\u00c0-\u058f])|(?<=\d\.)(?=\d)|(?<=\d)(?=\.\d)"
-)
-_WHOLE = re.compile(r"(?<=\d)\.0$")  # Arrow and pandas widen whole numbers beside an empty field
+_LETTER = r"[0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u058f\u1e00-\u1fff]"  # or digit
+_WITHIN = re.compile(rf"(?<={_LETTER})(?={_LETTER})|(?<=\d\.)(?=\d)|(?<=\d)(?=\.\d)")  # a word or a number
+_WHOLE = re.compile(r"-?\d+\.0")  # Arrow and pandas widen whole numbers beside an empty field
 
 
 @dataclass
@@ -63,10 +62,13 @@ def count_unused(
     """Counts the columns of a row that have text which the prompt lacks."""
     for name in suspects:
         value = raw.get(name)
-        if is_messages(found := spelled(value)):
-            found = [message.get("content", message.get("value")) for message in found]
-        said = texts_in(found) if is_system(name) or isinstance(found, bool) else _said_in(found)
-        if any(text.strip() not in prompt for text in said):
+        found = spelled(value)
+        if is_messages(found):
+            value = [message.get("content", message.get("value")) for message in found]
+        elif found in ([], {}):
+            continue
+        lacks = any(text.strip() not in prompt for text in texts_in(value))
+        if lacks or (not is_system(name) and not all(_says(prompt, number) for number in _numbers_in(value))):
             unused.setdefault(name, Seen()).add(number)
 
 
@@ -90,7 +92,9 @@ def refuse_input(dataset: Dataset, reader: RowReader, prompt_column: str | None,
         return
     for number, row in enumerate(raw_rows(dataset, ["input", "instruction"], reader.split)):
         prompt = "\n".join(texts_in(row["instruction"]))
-        if not all(_says(prompt, text) for text in _said_in(row["input"])):
+        given = row["input"]
+        flags = [str(given)] * isinstance(given, bool)
+        if not all(_says(prompt, text) for text in (*texts_in(given), *_numbers_in(given), *flags)):
             raise RowError(
                 f"column 'input', {where(number)}: {row['input']!r:.100} is not part of the column "
                 "'instruction', which holds the prompts: join the two in a column of their own, or, if it does "
@@ -99,15 +103,11 @@ def refuse_input(dataset: Dataset, reader: RowReader, prompt_column: str | None,
             )
 
 
-def _said_in(value: Any) -> Iterator[str]:
-    """The texts and numbers in a value."""
-    if isinstance(value, list):
-        for each in value:
-            yield from _said_in(each)
-    elif isinstance(value, int | float):
-        yield from () if math.isnan(value) else (str(value),)
-    else:
-        yield from texts_in(value)
+def _numbers_in(value: Any) -> Iterator[str]:
+    """A number, or those of a list."""
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, int | float) and not isinstance(each, bool) and not math.isnan(each):
+            yield str(each)
 
 
 def _says(prompt: str, text: str) -> bool:
@@ -117,7 +117,7 @@ def _says(prompt: str, text: str) -> bool:
     text = text.strip()
     return any(
         not (_WITHIN.match(prompt, at) or _WITHIN.match(prompt, at + len(each)))
-        for each in {text, _WHOLE.sub("", text)}
+        for each in {text, text[:-2] if _WHOLE.fullmatch(text) else text}
         if each in prompt
         for at in (found.start() for found in re.finditer(re.escape(each), prompt))
     )

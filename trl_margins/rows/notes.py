@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -65,8 +65,8 @@ class Note(NamedTuple):
     text: str
 
 
-def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
-    """What training would otherwise hide, one sentence each."""
+def notes(reader: RowReader, counts: RowCounts, read: Collection[str] = ()) -> Iterator[Note]:
+    """What training would otherwise hide, one sentence each. `read` are columns that the objective reads."""
     info, warning = partial(Note, logging.INFO), partial(Note, logging.WARNING)
     n = counts.n
     if reader.prompt_column not in (None, "prompt"):
@@ -158,7 +158,7 @@ def notes(reader: RowReader, counts: RowCounts) -> Iterator[Note]:
             f"{counts.text.n} rows are text (the first is row {counts.text.first}) and {seen.n} are messages (the "
             f"first is row {seen.first}): the chat template renders only the messages"
         )
-    for name in sorted(_VERDICTS.intersection(reader.columns)):
+    for name in sorted(_VERDICTS.intersection(reader.columns).difference(read)):
         yield warning(
             f"column {name!r} is not read: whatever it says, chosen is the better completion of every row. If it says "
             "otherwise of some, swap their completions, for example with dataset.map"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from reprlib import repr as shortened
 
@@ -37,17 +37,18 @@ def open_rows(
     prompt_column: str | None = None,
     system_column: str | None = None,
     keeps_parts: bool = False,
+    read: Collection[str] = (),
 ) -> OpenedSet:
     """Reads every row of a data set, or the first few of a stream, and logs what training would otherwise hide.
 
-    The arguments are those of `RowReader`. Raises a RowError for a missing column, a row that cannot be read, or
-    prompts that would be a guess.
+    The arguments are those of `RowReader`, and further columns that are read. Raises a RowError for a missing column, a
+    row that cannot be read, or prompts that would be a guess.
     """
     reader = reader_for(dataset, split, prompt_column, system_column, keeps_parts)
     counts = count_rows(dataset, reader)
     if refusal := why_refused(reader, counts):
         raise RowError(refusal)
-    for note in notes(reader, counts):
+    for note in notes(reader, counts, read):
         logger.log(note.level, "%s: %s", split, note.text)
     return OpenedSet(dataset, replace(reader, repeats_prompt=counts.repeats_prompt), counts)
 

@@ -127,7 +127,8 @@ class CardMixin(TRLTrainer):
                 reproduce_language="bash" if command else "python",
             )
             file = Path(str(self.args.output_dir), CARD)
-            before = file.with_name(f".{CARD}.before")  # to move it back takes no room
+            before = file.with_name(f"_{CARD}.before")  # to move it back takes no room; uploads leave it out
+            before.unlink(missing_ok=True)
             if file.is_file():
                 file.replace(before)
             try:
@@ -135,7 +136,7 @@ class CardMixin(TRLTrainer):
                 completed(ModelCard.load(file), facts).save(file)
                 if facts.adapter:
                     _add_peft_entries(self, file)
-            except Exception:
+            except BaseException:
                 with suppress(OSError):
                     file.unlink(missing_ok=True)  # TRL's part of it, or less
                     if before.exists():

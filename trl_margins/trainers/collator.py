@@ -74,7 +74,7 @@ class PairCollator:
     def _collated(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         is_trls = type(self.collator).__module__.startswith("trl.")
         name = getattr(self.collator, "__name__", type(self.collator).__name__)
-        own = [each for each in self.columns if each.endswith(TOKENS + LOGPS)]
+        own = [each for each in self.columns if is_trls and each.endswith(TOKENS + LOGPS)]
         seen = [{key: row[key] for key in row if key not in own} for row in rows] if own else rows
         try:
             batch = self.collator(seen)

@@ -321,7 +321,7 @@ class FiniteSteps(TrainerCallback):
 
     def _why_no_gradient(self, seen: list[_Seen]) -> Iterator[str]:
         if not seen:
-            yield "no pair went through the model, whose training_step is a subclass's own"
+            yield "no pair went through the trainer's loss, but through that of a subclass, or none"
             return
         columns = [
             None if any(value is None for value in values) else torch.cat([v for v in values if v is not None])

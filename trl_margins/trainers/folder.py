@@ -36,12 +36,15 @@ _TELLING = (
     *(*FULL_MODEL, *ADAPTER),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.*", "additional_chat_templates"),
 )
-_RESULTS = ("all_results.json", "train_results.json", "eval_results.json")  # to which transformers adds its own
-_OTHERS = (
-    *(RUN_FILE, CONFIG_NAME, GENERATION_CONFIG_NAME, *_INDEX),
+# What a model is loaded with: such a file of another one would be read with those that a run saves
+_BESIDE_WEIGHTS = (
+    *(CONFIG_NAME, GENERATION_CONFIG_NAME, *_INDEX),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-    *(*_RESULTS, "pair_log-*.csv"),
+)
+_OTHERS = (
+    *(RUN_FILE, *_BESIDE_WEIGHTS),
+    *("all_results.json", "train_results.json", "eval_results.json", "pair_log-*.csv"),
     *(ANCHORS_FILE, "anchor_diagnostics-*.csv"),
 )
 CARD, FIGURES = "README.md", "figures"
@@ -245,8 +248,8 @@ def check_stays(folder: Path, names: list[str]) -> None:
 
 def _of_earlier_run(folder: Path) -> list[Path]:
     """All that `make_room` moves, among it files that a user has written and a run would write over."""
-    others = _OTHERS if earlier_run(folder) else (name for name in _OTHERS if name not in (RUN_FILE, *_RESULTS))
-    found = _matching(folder, (*_TELLING, *others, CARD, FIGURES))
+    of_a_run = (*_TELLING, *_OTHERS) if earlier_run(folder) else _BESIDE_WEIGHTS
+    found = _matching(folder, (*of_a_run, CARD, FIGURES))
     return [path for path in found if path.name != CARD or path.is_file()]
 
 

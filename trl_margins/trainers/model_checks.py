@@ -291,8 +291,8 @@ def _check_trains(model: nn.Module, args: Any) -> None:
         )
     if name:
         logger.warning(
-            "%s trains in float16: in this type AdamW's epsilon of 1e-8 is 0, so that steps are too large, or lost. "
-            "Load the model in float32 or bfloat16",
+            "%s trains in float16, in which small gradients and steps are lost, or come out too large: load the model "
+            "in float32 or bfloat16",
             name,
         )
 

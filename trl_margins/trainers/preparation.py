@@ -159,7 +159,7 @@ def opened_set(
     dataset = _without_tensors(as_taken(dataset, split, config), split, takes_images, objective.columns)
     # TRL loads the processor of a vision-language model later
     keeps_parts = isinstance(processing_class, ProcessorMixin) or any(n in IMAGES for n in column_names(dataset))
-    return open_rows(dataset, split, options.prompt_column, options.system_column, keeps_parts)
+    return open_rows(dataset, split, options.prompt_column, options.system_column, keeps_parts, read=objective.columns)
 
 
 def _read_alike(opened: dict[str, OpenedSet]) -> dict[str, OpenedSet]:
@@ -207,10 +207,10 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool, read: Collect
             f"the {split} data set has the column {images[0]!r}: vision-language models train on DPOTrainer's base "
             "(MarginDPOTrainer, --base dpo). To train on the text alone, remove the column"
         )
-    extras = [name for name in names if name.endswith(TOKENS) or (images and name in _OTHER_KINDS)]
-    if not takes_images:  # CPOTrainer
-        extras += [name for name in names if name.endswith(LOGPS)]
-    extras = [name for name in extras if name not in read]
+    made = tuple(f"{side}_{kind}" for side in ("prompt", *COMPLETIONS) for kind in TOKENS)
+    endings = TOKENS if takes_images else TOKENS + LOGPS  # CPOTrainer's
+    extras = [name for name in names if name.endswith(endings) and (name not in read or name in made)]
+    extras += [name for name in names if images and name in _OTHER_KINDS]
     if not {*COMPLETIONS} & {*names} and any("input_ids" in name for name in extras):
         raise RowError(
             f"the {split} data set is tokenized already ({', '.join(extras)}), and the trainer tokenizes it: give the "
@@ -405,7 +405,9 @@ def check_later_scores(
     """
     if columns is None:
         _warn_without_scores(objective, split)
-    elif isinstance(dataset, Dataset):
+        return
+    refuse_class_labels(dataset, columns, split)
+    if isinstance(dataset, Dataset):
         _checked_scores(dataset, columns, split, objective, options)
 
 

@@ -41,8 +41,8 @@ def open_rows(
 ) -> OpenedSet:
     """Reads every row of a data set, or the first few of a stream, and logs what training would otherwise hide.
 
-    The arguments are those of `RowReader`, and further columns that are read. Raises a RowError for a missing column, a
-    row that cannot be read, or prompts that would be a guess.
+    The arguments are those of `RowReader`, and further columns that are read. Raises a RowError for a missing column,
+    a row that cannot be read, or prompts that would be a guess.
     """
     reader = reader_for(dataset, split, prompt_column, system_column, keeps_parts)
     counts = count_rows(dataset, reader)

@@ -12,7 +12,7 @@ from tokenizers import normalizers
 
 from trl_margins.rows import open_rows
 from trl_margins.rows.counts import count_rows
-from trl_margins.rows.notes import notes
+from trl_margins.rows.notes import notes, why_refused
 from trl_margins.rows.opened import reader_for
 from trl_margins.rows.tokenized import look_at_first_rows
 
@@ -211,3 +211,21 @@ def test_what_lies_beside_a_prompt(name, value, is_said, caplog):
 def counted(dataset):
     reader = reader_for(dataset, "train")
     return reader, count_rows(dataset, reader)
+
+
+def test_a_prompt_in_one_completion_is_said_where_most_rows_have_it():
+    """Of half the rows, it may be chance."""
+    once = {"prompt": "Who runs?", "chosen": "Who runs? Cats", "rejected": "Dogs"}
+    rows = [once, {**once, "chosen": "Cats"}]
+    said = "only one of chosen and rejected begins with the prompt"
+    for given, is_said in ((rows, False), ([once, *rows], True)):
+        found = [note.text for note in notes(*counted(Dataset.from_list(given)))]
+        assert any(said in text for text in found) == is_said
+
+
+def test_what_is_refused_is_not_said_again():
+    """A column like a prompt, where there is none, is the reason of a refusal."""
+    rows = [{"question": "Who runs?", "chosen": f"The cat {i}", "rejected": f"The dog {i}"} for i in range(3)]
+    reader, counts = counted(Dataset.from_list(rows))
+    assert "Set prompt_column='question'" in (why_refused(reader, counts) or "")
+    assert not [note.text for note in notes(reader, counts) if "question" in note.text]

@@ -221,12 +221,13 @@ def kinds_of(
                     found.add(_kind_of(cell))
                 if name not in codes and _CODE.fullmatch(cell):
                     codes[name] = None
-    several = {True: "text", False: "both"}
-    return list(codes), {
-        name: next(iter(found)) if len(found) == 1 else several[bool(found & {"text", "flag"})]
-        for name, found in kinds.items()
-        if found
-    }
+    return list(codes), {name: _joint(found) for name, found in kinds.items() if found}
+
+
+def _joint(kinds: set[str]) -> str:
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "text" if kinds & {"text", "flag"} else "both"
 
 
 def _kind_of(cell: str) -> str:

@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.config import ZSTANDARD_AVAILABLE
-from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from .local_files import COMPRESSED, builder_of
+from .local_files import COMPRESSED, builder_of, open_bytes
 
 # By these `datasets` knows a compressed file, whatever its name
 _BY_CONTENT = {
@@ -190,7 +189,7 @@ class _Nesting:
 
 def _blocks(file: Path, size: int = _BLOCK) -> Iterator[bytes]:
     try:
-        with LocalFileSystem().open(str(file.absolute()), "rb", compression="infer") as content:
+        with open_bytes(file) as content:
             while block := content.read(size):
                 yield block
     except Exception:  # of a damaged file, or without a library: whoever reads it says so

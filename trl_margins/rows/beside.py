@@ -34,7 +34,7 @@ class Seen:
 def suspects_of(reader: RowReader) -> list[str]:
     """The unread columns that may hold a part of the prompt."""
     used = set(reader.needed) - set(SHAREGPT)  # they may be something else, and then are no prompt
-    beside = BESIDE_A_PROMPT if reader.prompt_column not in (None, *SHAREGPT) else ()
+    beside = BESIDE_A_PROMPT if reader.has_prompts else ()
     names = [*like_a_prompt(reader.columns), *(name for name in reader.columns if _usual(name) in beside)]
     return [name for name in names if name not in used]
 
@@ -92,9 +92,8 @@ def refuse_input(dataset: Dataset, reader: RowReader, prompt_column: str | None,
         return
     for number, row in enumerate(raw_rows(dataset, ["input", "instruction"], reader.split)):
         prompt = "\n".join(texts_in(row["instruction"]))
-        given = row["input"]
-        flags = [str(given)] * isinstance(given, bool)
-        if not all(_says(prompt, text) for text in (*texts_in(given), *_numbers_in(given), *flags)):
+        given = str(row["input"]) if isinstance(row["input"], bool) else row["input"]
+        if not all(_says(prompt, text) for text in (*texts_in(given), *_numbers_in(given))):
             raise RowError(
                 f"column 'input', {where(number)}: {row['input']!r:.100} is not part of the column "
                 "'instruction', which holds the prompts: join the two in a column of their own, or, if it does "

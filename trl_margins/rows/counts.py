@@ -15,7 +15,6 @@ from ..pairs import FACTOR, IS_FLIPPED
 from .beside import Seen, count_unused, suspects_of, texts_beside
 from .form import COMPLETIONS, TEMPLATE, PreferenceRow, RowError, RowReader, around_prompt, turn_mark
 from .messages import (
-    SHAREGPT,
     USUAL_ROLES,
     Part,
     is_messages,
@@ -155,7 +154,7 @@ def count_rows(
     """
     suspects, beside, pointed = suspects_of(reader), texts_beside(dataset, reader), _pointed(dataset, reader)
     counts, prompt = RowCounts(), reader.prompt_column
-    has_conversations = "messages" in reader.columns and prompt not in (None, "messages", *SHAREGPT)
+    has_conversations = "messages" in reader.columns and reader.has_prompts and prompt != "messages"
     conversations = ["messages"] if has_conversations else []
     columns = list(dict.fromkeys([*reader.needed, *suspects, *beside, *conversations, *pointed]))
     alike = [name for name in reader.columns if taken_for(name, reader)]

@@ -142,6 +142,11 @@ class RowReader:
                 )
             roles |= {} if name is None else {name: "the prompt"}
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a column holds the prompts; one of whole conversations has them only where they are messages."""
+        return self.prompt_column not in (None, *SHAREGPT)
+
     @classmethod
     def of(
         cls,

@@ -11,7 +11,7 @@ from ..checks import odd_letters
 from .beside import unused_notes
 from .counts import RowCounts, taken_for
 from .form import RowReader, is_system
-from .messages import SHAREGPT, USUAL_ROLES
+from .messages import USUAL_ROLES
 
 # Columns that may say which completion is the better one
 _VERDICTS = {"label", "labels", "winner", "preference", "preferred", "better", "best", "choice", "is_chosen"}
@@ -38,7 +38,7 @@ def why_refused(reader: RowReader, counts: RowCounts) -> str | None:
             "prompt. Take all that is before the answers out of them, or save the dialogues as lists of messages with "
             "role and content"
         )
-    if reader.prompt_column is not None and reader.prompt_column not in SHAREGPT:
+    if reader.has_prompts:
         return None
     if counts.unused:
         name, seen = next(iter(counts.unused.items()))
@@ -164,6 +164,5 @@ def notes(reader: RowReader, counts: RowCounts, read: Collection[str] = ()) -> I
             "otherwise of some, swap their completions, for example with dataset.map"
         )
     yield from map(warning, unused_notes(counts.beside, n, reader))
-    if reader.prompt_column is None or reader.prompt_column in SHAREGPT:
-        return
-    yield from map(warning, unused_notes(counts.unused, n, reader))
+    if reader.has_prompts:  # else it is refused
+        yield from map(warning, unused_notes(counts.unused, n, reader))

@@ -479,16 +479,15 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
             dataset: the training set, an evaluation set, or one that comes later.
             name: TRL's for it.
         """
-        for split in (name, eval_split(name)):
-            if split in self._opened:
-                return replace(self._opened.pop(split), dataset=dataset), True
-        later = opened_set(
-            *(dataset, eval_split(name), self.args, self.options, self.objective),
-            *(self.processing_class, self._takes_images),
-        )
-        later = replace(later, dataset=with_checked_columns(later.dataset, later.reader.split, self.objective))
+        split = eval_split(name)
+        for known in (name, split):
+            if known in self._opened:
+                return replace(self._opened.pop(known), dataset=dataset), True
+        takes = self.args, self.options, self.objective, self.processing_class, self._takes_images
+        later = opened_set(dataset, split, *takes)
+        later = replace(later, dataset=with_checked_columns(later.dataset, split, self.objective))
         scores = self._score_columns(later.dataset)
-        check_later_scores(later.dataset, scores, later.reader.split, self.objective, self.options)
+        check_later_scores(later.dataset, scores, split, self.objective, self.options)
         if scores:
             self._own_columns.update(scores.names)
         return later, False

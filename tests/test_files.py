@@ -335,6 +335,21 @@ def test_a_part_of_what_a_readme_names(folder, caplog):
     assert "of the data_files of its README.md, no file matches test-*.jsonl" in caplog.text
 
 
+def test_settings_of_a_readme_for_its_tables(folder, caplog):
+    row = "prompt;chosen;rejected\nhi;yes, of course;no\n"
+    (folder / "train.csv").write_text(row)
+    (folder / "README.md").write_text(configured('train.csv\n  sep: ";"'))
+    assert load_splits(str(folder))["train"].to_list() == [
+        {"prompt": "hi", "chosen": "yes, of course", "rejected": "no"}
+    ]
+    assert "its README.md sets sep for its tables, which are checked without that" in caplog.text
+    (folder / "train.csv").write_text(f"My table\n{row}")
+    (folder / "README.md").write_text(configured('train.csv\n  sep: ";"\n  skiprows: 1'))
+    with pytest.raises(ValueError, match="line 3: 2 fields, but the header has 1"):
+        load_splits(str(folder))
+    assert "its README.md sets sep, skiprows for its tables" in caplog.text
+
+
 def test_a_readme_whose_folder_is_gone(folder):
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_dir: old\n---\n")
     (folder / "train.jsonl").write_text(LINE)

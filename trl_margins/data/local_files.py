@@ -40,6 +40,8 @@ _NO_DATA = (
     *("metadata.jsonl", "metadata.csv", "metadata.parquet"),
 )
 _UNREAD = (".zip", ".tar", ".tgz", ".lz4", ".7z", ".rar", ".xlsx", ".xls", ".ods")  # data, but not beside others
+# Settings of a configuration in README.md that do not change how a table is read
+_OF_A_PLACE = {"data_files", "data_dir", "default", "drop_labels", "description", "version"}
 # What may be called train or test, and is no data
 _NOTES = ("", ".py", ".ipynb", ".sh", ".md", ".txt", ".rst", ".html", ".pdf", ".log", ".yaml", ".yml", ".toml")
 _SHOWN = 8  # names of files
@@ -105,6 +107,12 @@ def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
             "of most files"
         )
     splits = {split: [file for file in files if builder_of(file) == builder] for split, files in splits.items()}
+    if builder == "csv" and (settings := sorted(chosen.keys() - _OF_A_PLACE)):
+        logger.warning(
+            f"{folder}: its README.md sets {', '.join(settings)} for its tables, which are checked without that: in "
+            "UTF-8, with the column names in the first line, and the delimiter that they have. If this fails, write "
+            "them so"
+        )
     _say_what_is_read(folder, splits)
     if "data_files" not in chosen and (unread := _unread(base.iterdir(), taken)):
         logger.warning(

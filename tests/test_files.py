@@ -386,6 +386,32 @@ def test_types_of_a_table_are_those_of_all_its_rows(folder):
     assert (rows[3]["id"], rows[-1]["id"]) == ("3", "x7")
 
 
+LATE = [("Be brief", "Be brief"), ("007", "007"), ("True", True), ("3", 3.0), ("2.5", 2.5)]
+
+
+@pytest.mark.parametrize(("cell", "value"), LATE)
+def test_a_column_of_a_table_that_begins_late(cell, value, folder):
+    lines = [f"p{i},a,b," for i in range(10_002)]
+    (folder / "a.csv").write_text("prompt,chosen,rejected,x\n" + "\n".join(lines) + cell + "\n")
+    assert load_splits(str(folder / "a.csv"))["train"]["x"][-2:] == [None, value]
+
+
+@pytest.mark.parametrize(("cell", "value"), LATE)
+def test_a_column_that_is_empty_in_one_table(cell, value, folder):
+    for name, last in {"a": "", "b": cell, "c": ""}.items():
+        (folder / f"{name}.csv").write_text(f"prompt,chosen,rejected,x\np,a,b,\np,a,b,{last}\n")
+    assert load_splits(str(folder))["train"]["x"][:] == [None, None, None, value, None, None]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_errors_in_a_folder_that_is_named_from_where_one_is(streaming, folder, monkeypatch):
+    (folder / "a.jsonl").write_text('{"prompt": "a", "x": 1}\n')
+    (folder / "b.jsonl").write_text('{"prompt": "a", "y": 1}\n')
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(ValueError, match=rf"^{folder.name}: a\.jsonl and b\.jsonl have different columns"):
+        load_splits(folder.name, streaming=streaming)
+
+
 def test_prompts_of_a_table_are_text_by_any_usual_name(folder):
     (folder / "a.csv").write_text("query,Prompt,system,chosen,rejected\n5,x,0,a,b\nTrue,,NaN,c,d\n")
     rows = load_splits(str(folder / "a.csv"))["train"]

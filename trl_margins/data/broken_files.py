@@ -9,7 +9,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib import import_module
@@ -25,16 +25,13 @@ from datasets.config import ZSTANDARD_AVAILABLE
 
 from ..checks import RepeatedKeyError, without_repeats
 from .local_files import builder_of, first_lines, open_text
+from .tables import delimiter_of
 
 _OF_ROWS = {"prompt", "chosen", "rejected", "responses"}  # columns
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
 _FOR_COLUMNS = (".csv", ".tsv")
 _OF_ZSTD = (import_module("zstandard").ZstdError,) if ZSTANDARD_AVAILABLE else ()
 _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError, zlib.error, *_OF_ZSTD)
-_WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
-_NUMBER = re.compile(r"(?i)\s*[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf|infinity)\s*", re.ASCII)
-_FLAGS = ("true", "false")
-_CODE = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII)
 _NOT_BLANK = re.compile(r"\S")
 _NEXT_OBJECT = re.compile(r"\n\{")
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -182,58 +179,6 @@ def _check_table(file: Path, first: int | None) -> None:
         raise ValueError(f"{file.name}, after line {number}: {error}; {_DAMAGED}") from error
     finally:
         csv.field_size_limit(limit)
-
-
-def delimiter_of(file: Path) -> str:
-    """The delimiter between the columns of a table."""
-    if ".tsv" in file.name.lower():
-        return "\t"
-    return max(",;\t|", key=lambda mark: len(header_of(file, mark)))
-
-
-def header_of(file: Path, delimiter: str) -> list[str]:
-    """The columns of a table."""
-    with open_text(file, newline="") as lines:
-        return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
-
-
-def kinds_of(
-    file: Path, delimiter: str, missing: Collection[str], first: int | None
-) -> tuple[list[str], dict[str, str]]:
-    """The columns of a table that hold codes, in which a number begins with 0, since `007` is no 7; and of all columns
-    that have something, what it is: "flag", "whole", "number", or "text". "both" is of whole numbers and others.
-
-    Args:
-        file: the table.
-        delimiter: what is between its cells.
-        missing: what a cell has that has nothing.
-        first: how many rows to look at, by default all.
-    """
-    codes: dict[str, None] = {}
-    kinds: dict[str, set[str]] = {}
-    with open_text(file, newline="") as lines, suppress(csv.Error):  # of a field that is too long for it
-        rows = filter(None, csv.reader(lines, delimiter=delimiter))
-        header = next(rows, [])
-        for row in islice(rows, first):
-            for name, cell in zip(header, row, strict=False):
-                found = kinds.setdefault(name, set())
-                if "text" not in found and cell not in missing:
-                    found.add(_kind_of(cell))
-                if name not in codes and _CODE.fullmatch(cell):
-                    codes[name] = None
-    return list(codes), {name: _joint(found) for name, found in kinds.items() if found}
-
-
-def _joint(kinds: set[str]) -> str:
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    return "text" if kinds & {"text", "flag"} else "both"
-
-
-def _kind_of(cell: str) -> str:
-    if _WHOLE.fullmatch(cell):
-        return "whole"
-    return "number" if _NUMBER.fullmatch(cell) else "flag" if cell.lower() in _FLAGS else "text"
 
 
 def rows_inside(splits: Mapping[str, Any]) -> str | None:

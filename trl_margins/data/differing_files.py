@@ -138,7 +138,7 @@ class TypesOfJsonError(ValueError):
 
 
 def joined(
-    folder: Path, splits: Mapping[str, Sequence[Path]], load: Callable[[Path], Dataset], error: Exception
+    folder: Path, splits: Mapping[str, Sequence[Path]], load: Callable[[Path], Dataset], error: Exception | None = None
 ) -> DatasetDict:
     """Reads each file on its own, and concatenates them with types that hold the values of all: an integer beside a
     fraction, a column that is empty in one of them. A ValueError names two files with incompatible types.
@@ -166,7 +166,7 @@ def _common(folder: Path, parts: Mapping[Path, Dataset]) -> Features:
     (first, _), *_ = parts.items()
     for file, part in parts.items():
         for name, kind in part.features.items():
-            if found.setdefault(name, kind) == kind:
+            if _has_nothing(part, name) or found.setdefault(name, kind) == kind:
                 continue
             schemas = [Features({name: each}).arrow_schema for each in (found[name], kind)]
             try:
@@ -178,10 +178,17 @@ def _common(folder: Path, parts: Mapping[Path, Dataset]) -> Features:
                 of = TypesOfJsonError if is_mixed or not is_plain else ValueError
                 raise of(f"{_of_types(folder, name, (first, one), (file, other))}: {_ONE_TYPE}") from None
             found[name] = Features.from_arrow_schema(both)[name]
-    return Features(found)
+    first_part, *_ = parts.values()
+    return Features({name: found.get(name, kind) for name, kind in first_part.features.items()} | found)
 
 
 def _cast(part: Dataset, features: Features) -> Dataset:
+    empty = [name for name in part.column_names if part.features[name] != features[name] and _has_nothing(part, name)]
+    part = part.remove_columns(empty)
     for name in set(features) - set(part.column_names):
         part = part.add_column(name, [None] * len(part), feature=features[name])
     return part.select_columns(list(features)).cast(features)
+
+
+def _has_nothing(part: Dataset, name: str) -> bool:
+    return part.data.column(name).null_count == len(part)

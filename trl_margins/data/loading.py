@@ -19,10 +19,7 @@ from datasets.packaged_modules.json.json import JsonConfig
 from ..disk import check_writable
 from .broken_files import (
     check_file,
-    delimiter_of,
-    header_of,
     innermost,
-    kinds_of,
     problem_of,
     rows_as_text,
     rows_inside,
@@ -44,8 +41,8 @@ from .local_files import (
 )
 from .media import without_decoding
 from .mixed_json import as_written, fits, lost_number, python_rows, with_free_parts
+from .tables import table_options
 
-_MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in the other columns of a table
 _PAGES = r"(?:tree|blob|resolve|raw|viewer|discussions|commits?)(?:[/?#]|$)"
 # The Hub's, or a mirror's; without a server it needs both parts, since a folder may be called so
 _ADDRESS = re.compile(
@@ -150,7 +147,12 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     for file in files:
         check_expansion(file, only_first=streaming)
         check_file(file, first)
-    options |= _options(files, first)
+    apart = False
+    if builder_of(files[0]) == "csv":
+        of_tables, apart = table_options(files, _texts(), first)
+        options |= of_tables
+    elif builder_of(files[0]) == "json" and hasattr(JsonConfig, "parse_agent_traces"):
+        options["parse_agent_traces"] = False  # some column names would turn it on
 
     def read(splits: Mapping[str, Sequence[Path]], streaming: bool = streaming) -> DatasetDict:
         names = {split: [literal(file) for file in files] for split, files in splits.items()}
@@ -165,7 +167,10 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         check_types(path, files, looked_at, _texts())
     one_by_one = False
     try:
-        loaded = read(splits)
+        if apart and not streaming:
+            loaded = joined(path, splits, lambda file: read({"train": [file]})["train"])
+        else:
+            loaded = read(splits)
         features = next(iter(loaded.values())).features
         if streaming and builder_of(files[0]) == "json" and features and with_free_parts(features) != features:
             options["features"] = Features(with_free_parts(features))
@@ -234,34 +239,6 @@ def _one(file: Path, read: Callable[[Mapping[str, Sequence[Path]]], DatasetDict]
                 if len(rows := python_rows([file])):
                     return rows
         raise ValueError(why_unreadable(file, error)) from error
-
-
-def _options(files: Sequence[Path], first: int | None) -> dict[str, Any]:
-    """Options of `datasets` that keep text as it is in the files. `first` is how many rows of a table to look at."""
-    builder = builder_of(files[0])
-    if builder == "csv":
-        from ..rows.form import like_a_prompt  # with the whole of `rows`, too
-
-        delimiter = delimiter_of(files[0])
-        header = header_of(files[0], delimiter)
-        found = [kinds_of(file, delimiter, _MISSING, first) for file in files]
-        texts = (*_texts(), *chain.from_iterable(codes for codes, _ in found))
-        # of several files, text in all of them: else they differ, and an error says so
-        kinds = {name: {kinds[name] for _, kinds in found if name in kinds} for name in header}
-        others = (*like_a_prompt(header), *(name for name in header if kinds[name] == {"text"}))
-        missing = dict.fromkeys(header, _MISSING)
-        return {  # a completion may be "None" or "007"
-            "sep": delimiter,
-            "converters": dict.fromkeys((*texts, *others), str),
-            "keep_default_na": False,
-            # a column has the type of what is read at once, of which 1.5 may be behind 10,000 whole numbers
-            **({"chunksize": None} if not first and any("both" in each for each in kinds.values()) else {}),
-            # no prompt is an empty one, no completion is none
-            "na_values": missing | {name: [] if name == "prompt" else [""] for name in texts if name in missing},
-        }
-    if builder == "json" and hasattr(JsonConfig, "parse_agent_traces"):
-        return {"parse_agent_traces": False}  # some column names would turn it on
-    return {}
 
 
 def _texts() -> tuple[str, ...]:

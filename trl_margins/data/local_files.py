@@ -138,10 +138,13 @@ def _found(folder: Path, chosen: Mapping[str, Any]) -> tuple[Path, dict[str, dic
         patterns = sanitize_patterns(chosen["data_files"] or []) if are_named else get_data_patterns(base)
     except EmptyDatasetError:
         raise FileNotFoundError(f"{named} doesn't contain any data files") from None
-    found = {str(split): {each: _resolved(each, base) for each in some} for split, some in patterns.items()}
+    found = {
+        str(split): {each: [folder / place / file for file in _resolved(each, base)] for each in some}
+        for split, some in patterns.items()
+    }
     if are_named:
         _check_named(folder, {each: files for some in found.values() for each, files in some.items()})
-    return Path(base), found
+    return folder / place, found
 
 
 def _with_rows(folder: Path, split: str, files: Sequence[Path], base: Path) -> list[Path]:
@@ -283,7 +286,7 @@ def linked(path: Path) -> str:
 
 def _resolved(pattern: str, base: str) -> list[Path]:
     with suppress(FileNotFoundError):
-        return [Path(file) for file in resolve_pattern(pattern, base)]
+        return [Path(file).relative_to(base) for file in resolve_pattern(pattern, base)]
     return []
 
 

@@ -1,0 +1,109 @@
+"""Tables of text, CSV and TSV: what their columns hold, and options for `datasets` that keep it as it is written."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .local_files import open_text
+
+_MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in columns that are no prompts or answers
+_AT_ONCE = 10_000  # rows that `datasets` reads at once: a column's type is that of the first of them
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
+_NUMBER = re.compile(r"(?i)\s*[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf|infinity)\s*", re.ASCII)
+_FLAGS = ("true", "false")
+_CODE = re.compile(r"\s*[+-]?0\d+\s*", re.ASCII)
+
+
+class Kinds(NamedTuple):
+    """What a table holds.
+
+    Attributes:
+        codes: the columns in which a number begins with 0, since `007` is no 7.
+        of: for each column that has something, what it is: "flag", "whole", "number" or "text". "both" is of whole
+            numbers and others.
+        is_late: whether a column has something in later rows alone.
+    """
+
+    codes: list[str]
+    of: dict[str, str]
+    is_late: bool
+
+
+def delimiter_of(file: Path) -> str:
+    """The delimiter between the columns of a table."""
+    if ".tsv" in file.name.lower():
+        return "\t"
+    return max(",;\t|", key=lambda mark: len(_header_of(file, mark)))
+
+
+def table_options(files: Sequence[Path], texts: Collection[str], first: int | None) -> tuple[dict[str, Any], bool]:
+    """Options of `datasets` for tables of the same columns, and whether one of them has nothing in a column in which
+    another has something: read together, what comes first would have another type.
+
+    Args:
+        files: the tables.
+        texts: the columns that hold prompts or answers.
+        first: how many rows of each to look at, by default all.
+    """
+    from ..rows.form import like_a_prompt  # with the whole of `rows`, which takes seconds to import
+
+    delimiter = delimiter_of(files[0])
+    header = _header_of(files[0], delimiter)
+    found = [_kinds_of(file, delimiter, first) for file in files]
+    texts = (*texts, *chain.from_iterable(each.codes for each in found))
+    # of several files, text in all of them: else they differ, and an error says so
+    kinds = {name: {each.of[name] for each in found if name in each.of} for name in header}
+    others = (*like_a_prompt(header), *(name for name in header if kinds[name] == {"text"}))
+    missing = dict.fromkeys(header, _MISSING)
+    options = {  # a completion may be "None" or "007"
+        "sep": delimiter,
+        "converters": dict.fromkeys((*texts, *others), str),
+        "keep_default_na": False,
+        # no prompt is an empty one, no completion is none
+        "na_values": missing | {name: [] if name == "prompt" else [""] for name in texts if name in missing},
+    }
+    # 1.5 may be behind 10,000 whole numbers, or the first text behind 10,000 rows without one
+    if not first and (any("both" in each for each in kinds.values()) or any(each.is_late for each in found)):
+        options["chunksize"] = None
+    return options, len({frozenset(each.of) for each in found}) > 1
+
+
+def _header_of(file: Path, delimiter: str) -> list[str]:
+    with open_text(file, newline="") as lines:
+        return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
+
+
+def _kinds_of(file: Path, delimiter: str, first: int | None) -> Kinds:
+    codes: dict[str, None] = {}
+    kinds: dict[str, set[str]] = {}
+    is_late = False
+    with open_text(file, newline="") as lines, suppress(csv.Error):  # of a field that is too long for it
+        rows = filter(None, csv.reader(lines, delimiter=delimiter))
+        header = next(rows, [])
+        for i, row in enumerate(islice(rows, first)):
+            for name, cell in zip(header, row, strict=False):
+                found = kinds.setdefault(name, set())
+                if "text" not in found and cell not in _MISSING:
+                    is_late = is_late or (not found and i >= _AT_ONCE)
+                    found.add(_kind_of(cell))
+                if name not in codes and _CODE.fullmatch(cell):
+                    codes[name] = None
+    return Kinds(list(codes), {name: _joint(found) for name, found in kinds.items() if found}, is_late)
+
+
+def _joint(kinds: set[str]) -> str:
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "text" if kinds & {"text", "flag"} else "both"
+
+
+def _kind_of(cell: str) -> str:
+    if _WHOLE.fullmatch(cell):
+        return "whole"
+    return "number" if _NUMBER.fullmatch(cell) else "flag" if cell.lower() in _FLAGS else "text"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
-from contextlib import nullcontext
+import sys
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -827,6 +829,21 @@ def test_select_loses_nothing_that_was_measured(tiny_model, tmp_path):
     kept = json.loads((out / "measured.json").read_text())
     assert kept["row_number"] == [0, 1, 2, 3]
     assert kept["anchor_gap"] == pytest.approx([row["anchor_gap"] for row in read_rows(out / "all.jsonl")])
+
+
+def test_select_whose_reader_leaves(tiny_model, tmp_path, monkeypatch):
+    preference_rows(4, seed=9).to_json(tmp_path / "pairs.jsonl")
+    argv = ["select", "--model_name_or_path", tiny_model, "--dataset_name", str(tmp_path / "pairs.jsonl")]
+    monkeypatch.setattr(
+        sys, "argv", ["trl-margins", *argv, "--output_dir", str(tmp_path / "o"), "--max_length", "128"]
+    )
+    read, write = os.pipe()
+    os.close(read)
+    with suppress(BrokenPipeError), open(write, "w") as nobody_reads:
+        monkeypatch.setattr(sys, "stdout", nobody_reads)
+        assert cli() == 0
+    names = ["all.jsonl", "random.jsonl", "stable.jsonl", "unstable.jsonl"]
+    assert sorted(file.name for file in (tmp_path / "o").iterdir()) == names
 
 
 def test_select_reads_named_columns_and_the_trained_length(tiny_model, tmp_path, caplog):

@@ -440,6 +440,14 @@ def test_a_reader_that_leaves(arguments, monkeypatch):
     assert ended.value.code in (0, 141)  # argparse itself sees to a long help
 
 
+def test_the_name_of_the_program_says_nothing(tmp_path, monkeypatch):
+    """It is empty in an interactive Python; TRL's parser reads options from a file that is named after it."""
+    (tmp_path / "run.args").write_text("--no_such_option 1")
+    for name in ("", str(tmp_path / "run.py")):
+        monkeypatch.setattr(sys, "argv", [name])
+        assert main(["train", *DRY, "--output_dir", str(tmp_path / "o")]) == 0
+
+
 def test_a_reader_that_leaves_training(tiny_model, pairs_file, tmp_path, monkeypatch, capfd):
     """The run goes on, and its model is there; that what it prints is lost is said once."""
     flags = ["--model_name_or_path", tiny_model, "--dataset_name", pairs_file, "--output_dir", str(tmp_path / "o")]

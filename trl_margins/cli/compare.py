@@ -25,6 +25,7 @@ from ..checks import check_names
 from ..disk import check_writable, write
 from ..evaluation.intervals import student_interval
 from ..evaluation.tables import MEANING
+from ..printable import outlive_readers
 from ..recording.pair_log import PAIRS_FILE
 from ..registry import get_method
 from ..tables import markdown_table
@@ -203,7 +204,8 @@ class Comparison:
             raise ValueError(f"the data does not fit every method. {why}{way}")
 
     def train(self) -> None:
-        """All rates with the first seed, then each method's best with the others."""
+        """All rates with the first seed, then each method's best with the others, whoever reads what is printed."""
+        outlive_readers()
         n, place = sum(len(self.rates_of(each)) + len(self.seeds) - 1 for each in self.entries), 0
         for seed in self.seeds:
             rates = [(entry, rate) for entry in self.entries for rate in self.rates_of(entry)]

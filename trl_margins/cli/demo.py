@@ -9,6 +9,7 @@ from pathlib import Path
 from ..data.demo import bundled_model_path, make_demo_splits
 from ..disk import check_writable
 from ..evaluation.tables import pair_table
+from ..printable import outlive_readers
 from .options import Options, OptionsParser, option, warn_of_unread
 from .setup import load_model, load_tokenizer
 
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
         eval_dataset=data["test"],
         processing_class=load_tokenizer(model),
     )
+    outlive_readers()
     before = trainer.evaluate()
     trainer.train()
     trainer.save_model(args.output_dir)

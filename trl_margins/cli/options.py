@@ -220,7 +220,9 @@ class OptionsParser(TrlParser):
         flags = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]
         check_known((flag for flag in flags if " " not in flag), self._option_string_actions, self.scope, "option")
         try:
-            *parsed, _, rest = self.parse_args_into_dataclasses(list(args), return_remaining_strings=True)
+            *parsed, _, rest = self.parse_args_into_dataclasses(
+                list(args), return_remaining_strings=True, look_for_args_file=False
+            )
         except (ValueError, TypeError, RuntimeError) as error:  # of transformers' configs, about their fields
             raise ValueError(str(error)) from error
         if rest:

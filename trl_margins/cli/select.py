@@ -16,6 +16,7 @@ import numpy as np
 from ..checks import NUMBERS
 from ..data.loading import load_splits, pick_split
 from ..disk import check_writable, write, written
+from ..printable import outlive_readers
 from .options import DTYPES, LENGTH, OptionsParser, ScoredRowOptions, option
 from .setup import MAX_LENGTH, check_files, load_model, load_tokenizer, of_training, run_of, trained_with
 
@@ -140,12 +141,13 @@ def _files(out: Path, fractions: Sequence[float]) -> list[Path]:
 
 @contextmanager
 def keeping(file: Path, measured: Mapping[str, Sequence[Any]]) -> Iterator[None]:
-    """Within the block, an error does not take with it what has been measured: this file has it by then.
+    """Within the block, no error, and no reader who leaves, takes with it what has been measured: this file has it.
 
     Raises:
         RuntimeError: the block failed; with the reason, and the file.
     """
     write(file, json.dumps(measured))
+    outlive_readers()
     try:
         yield
     except Exception as error:

@@ -662,6 +662,14 @@ def test_an_address_is_no_id(name, place, behind):
         load_splits(f"{place}datasets/{name}{behind}")
 
 
+@pytest.mark.parametrize("name", ["https://www.kaggle.com/datasets/a/b", "s3://bucket/a", "https://hf.co/a/b"])
+def test_an_address_elsewhere(name):
+    with pytest.raises(
+        ValueError, match="is an address: download the file, and name it; of a set on the Hub, give th"
+    ):
+        load_splits(name)
+
+
 @pytest.mark.parametrize("signal", [None, 15])
 def test_an_exit_that_no_signal_asked_for_is_no_stop(signal, tiny_model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -146,6 +146,9 @@ def _check_table(file: Path, first: int | None) -> None:
             number = rows.line_num
             if names[0].lower().startswith("sep=") and not any(names[2:]):
                 raise ValueError(f"{file.name}, line {number}: Excel's line 'sep=', which is no header: remove it")
+            if len(names) == 1 and len(_OF_ROWS & {*re.findall(r"[^\W_]+", names[0])}) > 1:
+                marks = "a tab, or rename the file" if delimiter == "\t" else "a comma, a semicolon, a tab or |"
+                raise ValueError(f"{file.name}: {names[0]!r} is one column: between columns, write {marks}")
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 fix = "rename one"
                 if not twice[0].strip():
@@ -188,6 +191,9 @@ def rows_inside(splits: Mapping[str, Any]) -> str | None:
         for name, inside in firsts.items():
             if isinstance(inside, Mapping) and inside.keys() & _OF_ROWS:
                 return f"with its rows under {name!r}"
+            of_viewer = inside.get("row") if isinstance(inside, Mapping) else None
+            if isinstance(of_viewer, Mapping) and of_viewer.keys() & _OF_ROWS:
+                return f"with its rows under {name!r}, and in each of them under 'row', as the Hub's viewer has them"
         of_columns = all(isinstance(value, Mapping) and "0" in value for value in row.values())
         if row.keys() <= {"columns", "index", "data"} and {"columns", "data"} <= row.keys():
             return "with its rows under 'data'"

@@ -46,7 +46,7 @@ from .tables import table_options
 _PAGES = r"(?:tree|blob|resolve|raw|viewer|discussions|commits?)(?:[/?#]|$)"
 # The Hub's, or a mirror's; without a server it needs both parts, since a folder may be called so
 _ADDRESS = re.compile(
-    r"(?:https?://[^/]+|(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com))/datasets/"
+    r"(?:https?://[^/]*(?:huggingface|hf)[^/]*|(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com))/datasets/"
     rf"([^/?#]+(?:/(?!{_PAGES})[^/?#]+)?)|datasets/([^/]+/(?!{_PAGES})[^/?#]+)"
 )
 _OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
@@ -81,9 +81,11 @@ def load_splits(
     if path is None and address:
         what = "the address of a data set" if address[1] else "no folder; if it is the address of a data set"
         raise ValueError(f"{name} is {what}: give its id, {address[1] or address[2]}")
+    if path is None and "://" in name:
+        raise ValueError(f"{name} is an address: download the file, and name it; of a set on the Hub, give the id")
     try:
         splits = (
-            datasets.load_dataset(name, config, streaming=streaming)
+            datasets.load_dataset(name.rstrip("/"), config, streaming=streaming)
             if path is None
             else _read(path, config, streaming)
         )

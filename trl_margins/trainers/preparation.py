@@ -536,4 +536,4 @@ def _instead(given: Any) -> str:
         )
     if isinstance(given, (str, Path)):
         return f"{str(given)!r}: load it first, with trl_margins.data.loading.load_splits or datasets.load_dataset"
-    return "not a datasets.Dataset: Dataset.from_list makes one from a list of rows"
+    return "not a datasets.Dataset: Dataset.from_list makes one of a list of rows, Dataset.from_pandas of a DataFrame"

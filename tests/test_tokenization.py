@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 
+import pandas as pd
 import pytest
+import torch
 from conftest import BASES, load, preference_rows, quiet
 from datasets import Dataset
 from said import word_for_word  # noqa: F401 - its messages are held against said/
@@ -16,6 +18,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.pairs import ROW
+from trl_margins.recording.pair_log import PAIRS_FILE
 from trl_margins.rows.tokens import PairTokenizer
 
 CPO = ("prompt_input_ids", "chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")
@@ -183,3 +186,31 @@ def test_length_grouping_is_transformers_own(base, tiny_model, tokenizer, tmp_pa
     plain = sum(max(lengths[s : s + 4]) - min(lengths[s : s + 4]) for s in range(0, 32, 4))
     assert spread < plain
     assert ROW in trainer.train_dataset.column_names
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_groups_of_a_resumed_run(base, tiny_model, tokenizer, tmp_path):
+    """In the second epoch; and only the first run evaluates before it trains, which draws random numbers."""
+    trainer_class, config_class = BASES[base]
+
+    def trained(resume: str | None) -> tuple[list[int], dict[str, torch.Tensor]]:
+        settings = quiet(output_dir=str(tmp_path), train_sampling_strategy="group_by_length", learning_rate=1e-3)
+        trainer = trainer_class(
+            load(tiny_model),
+            args=config_class(**settings | {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2}),
+            train_dataset=preference_rows(16),
+            eval_dataset=preference_rows(4, seed=1),
+            processing_class=tokenizer,
+        )
+        if resume is None:
+            trainer.evaluate()
+        trainer.train(resume_from_checkpoint=resume)
+        return pd.read_csv(tmp_path / PAIRS_FILE)["row_number"].tolist(), trainer.model.state_dict()
+
+    order, weights = trained(None)
+    assert sorted(order[:16]) == sorted(order[16:]) == list(range(16))
+    assert order[:16] != order[16:]
+    again, resumed = trained(str(tmp_path / "checkpoint-6"))
+    assert again == order
+    for name, value in weights.items():
+        assert torch.equal(resumed[name], value), name

@@ -22,7 +22,6 @@ from trl.trainer.utils import get_config_model_id
 from ..checks import default_of, names_a_column
 from ..distributed import (
     check_alike,
-    check_lockstep,
     check_processes,
     counted_pairs,
     gather_over_ranks,
@@ -67,11 +66,11 @@ from .preparation import (
     opened_set,
     prepare_datasets,
     with_checked_columns,
-    with_lengths,
 )
 from .progress import print_lines
 from .prompt_sharing import PromptSharing
 from .pushing import PushMixin
+from .sampling import SamplingMixin
 from .settings import config_options, options_of_every_rank
 from .target_margin import check_target_margin
 from .window import WindowMixin
@@ -98,7 +97,7 @@ def _size_of(sets: Any) -> Any:
     return len(sets) if hasattr(sets, "__len__") else sets and type(sets).__name__
 
 
-class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMixin, WindowMixin):
+class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, CheckpointMixin, SamplingMixin, WindowMixin):
     """Gives a TRL preference trainer a weight and a margin per pair. Comes before the TRL class in the bases.
 
     Args:
@@ -582,17 +581,6 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
             given = {name: getattr(self.args, name) for name in ("optim", "optim_args", "optim_target_modules")}
             said = ", ".join(f"{name}={getattr(value, 'value', value)!r}" for name, value in given.items() if value)
             raise ValueError(f"the optimizer cannot be made of {said}: {error}") from error
-
-    # Rows of like length side by side are transformers' own; a pair's length is not
-
-    def get_train_dataloader(self) -> DataLoader:
-        """TRL's; `train_sampling_strategy="group_by_length"` finds the pairs' lengths."""
-        if self.args.train_sampling_strategy == "group_by_length":
-            self._own_columns.add(self.args.length_column_name)
-            self.train_dataset = with_lengths(self.train_dataset, self.args.length_column_name)
-        dataloader = super().get_train_dataloader()
-        check_lockstep(self.accelerator, dataloader, "train")
-        return dataloader
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """TRL's; rows that have no tokens yet get them."""

@@ -222,20 +222,6 @@ def _without_tensors(dataset: Any, split: str, takes_images: bool, read: Collect
     return dataset
 
 
-def with_lengths(dataset: Any, column: str) -> Any:
-    """The tokenized set with each pair's number of tokens, by which transformers groups rows of similar length."""
-    if not isinstance(dataset, Dataset):
-        return dataset
-    if column in dataset.column_names:
-        check_numbers(dataset, column, TRAIN)
-        return dataset
-    chosen, rejected = (
-        dataset[next(name for name in (f"{side}_input_ids", f"{side}_ids") if name in dataset.column_names)]
-        for side in ("chosen", "rejected")
-    )
-    return dataset.add_column(column, [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)])
-
-
 def eval_split(name: str) -> str:
     """The split's name of an evaluation set: one may have the training set's name."""
     return f"eval {name}" if name == TRAIN else name

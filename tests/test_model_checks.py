@@ -36,7 +36,7 @@ from transformers import (
     XGLMConfig,
 )
 
-from trl_margins import MarginCPOConfig, MarginCPOTrainer
+from trl_margins import MarginCPOConfig, MarginCPOTrainer, MarginDPOConfig, MarginDPOTrainer
 from trl_margins.cli import main
 from trl_margins.evaluation.scorer import completion_logps
 from trl_margins.forward.positions import positions_of
@@ -616,6 +616,23 @@ def test_the_broken_weights_and_their_rows():
     rows = " (in the rows of 2 tokens, from 7 on: set them to 0 if no text needs them)"
     with pytest.raises(ValueError, match=re.escape(said + rows + ends)):
         check_weights(model)
+
+
+def test_weights_that_an_evaluation_converts(tiny_model, tokenizer, tmp_path, caplog):
+    """transformers does, before a training that would go on in it."""
+    for option, said in (("bf16_full_eval", True), ("prediction_loss_only", False)):
+        caplog.clear()
+        trainer = MarginDPOTrainer(
+            load(tiny_model),
+            args=MarginDPOConfig(**quiet(output_dir=str(tmp_path / option), max_steps=1, **{option: True})),
+            train_dataset=preference_rows(4),
+            eval_dataset=preference_rows(4),
+            processing_class=tokenizer,
+        )
+        trainer.evaluate()
+        trainer.train()
+        found = "the weights are bfloat16 by now, and were float32 when the trainer was made: they train so"
+        assert (found in caplog.text) == said
 
 
 def test_float16_weights(caplog):

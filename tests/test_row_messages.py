@@ -115,6 +115,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "two forms": pairs(CHAT, {**CHAT, "rejected": "b"}),
     "two forms, other way": pairs(CHAT, {**CHAT, "chosen": "a"}),
     "user last": pairs(CHAT, {**CHAT, "rejected": [model("b"), user("and?"), model("c"), user("so?")]}),
+    "rendered prompts": pairs(
+        {**CHAT, "prompt": "<s>[INST] q [/INST]"},
+        CHAT | {"prompt": [user("What is <|im_start|>?")]},
+        CHAT | {"prompt": [user("<|im_start|>user\nq<|im_end|>\n")]},
+    ),
     "a number": pairs(CHAT, {**CHAT, "chosen": 7}),
     "empty list": pairs(CHAT, {**CHAT, "chosen": []}),
     "no content": pairs(CHAT, {**CHAT, "chosen": [model("x"), {"role": "assistant"}]}),

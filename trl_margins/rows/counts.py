@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from ..checks import looks_like
 from ..pairs import FACTOR, IS_FLIPPED
 from .beside import Seen, count_unused, suspects_of, texts_beside
-from .form import COMPLETIONS, TEMPLATE, PreferenceRow, RowError, RowReader, around_prompt, turn_mark
+from .form import COMPLETIONS, OF_TEMPLATES, TEMPLATE, PreferenceRow, RowError, RowReader, around_prompt, turn_mark
 from .messages import (
     USUAL_ROLES,
     Part,
@@ -31,6 +31,7 @@ _HUMAN = re.compile(  # begins a turn of the user in text
     r"\n\r?\nHuman:|\[INST\]"
     r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
 )
+_RENDERED = re.compile(rf"\s*(?:<[^<>\s]+>\s*)?({OF_TEMPLATES.pattern})")  # begins text that a chat template rendered
 _OF_TOOLS = re.compile("tool|function", re.IGNORECASE)
 _OF_A_TOOL = {"parameters", "input_schema", "description"}
 
@@ -49,6 +50,8 @@ class RowCounts:
     user_marks: Seen = field(default_factory=Seen)  # within a completion, what begins a turn of the user in text
     user_mark: str = ""  # the first of them
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
+    rendered: Seen = field(default_factory=Seen)  # prompts with a message that begins as a chat template's text does
+    rendered_mark: str = ""  # the first of their marks
     roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     repeated_once: Seen = field(default_factory=Seen)  # one of them does
@@ -107,6 +110,9 @@ class RowCounts:
                 self.user_turns.add(number)
             if row.prompt[-1]["role"] == "assistant":
                 self.prefilled.add(number)
+            if mark := next(filter(None, (_RENDERED.match(text_of([message])) for message in row.prompt)), None):
+                self.rendered_mark = self.rendered_mark or mark[1]
+                self.rendered.add(number)
             found = {message["role"] for part in (row.prompt, *completions) for message in part}
             for role in found.difference(USUAL_ROLES):
                 self.roles.setdefault(role, Seen()).add(number)

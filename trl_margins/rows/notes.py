@@ -147,6 +147,12 @@ def notes(reader: RowReader, counts: RowCounts, read: Collection[str] = ()) -> I
             f"{seen.n} of {n} prompts end with the assistant's turn (the first is row {seen.first}): the chat "
             "template makes the completion a further turn. To continue the turn, move its text into the completions"
         )
+    if (seen := counts.rendered).n:
+        yield warning(
+            f"in {seen.n} of {n} rows a message of the prompt begins with {counts.rendered_mark!r} (the first is row "
+            f"{seen.first}): if a chat template has rendered it, it is rendered a second time. Give the messages as "
+            "they were before, or prompt, chosen and rejected as text"
+        )
     for role, seen in counts.roles.items():
         yield warning(
             f"in {seen.n} of {n} rows a message has the role {role!r} (the first is row {seen.first}): a chat "

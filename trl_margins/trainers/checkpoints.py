@@ -57,7 +57,7 @@ from .loaded_optimizers import (
     options_of,
     unwrapped,
 )
-from .settings import exported_states, of_every_rank, run_settings
+from .settings import exported_states, of_every_rank, run_settings, types_of
 from .whole import check_exported, forget_files, is_whole, kept_by, kept_of_others, record_files, step_of
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,8 @@ class CheckpointMixin(MarginTrainer):
     _made_schedule = False
     _first_schedule: tuple[Any, dict[str, Any]] = (None, {})  # one of its own, and what it was when it was given
     _first_attributes: dict[str, dict[str, str]]  # of the terms without a state, then
-    _kind_of_rows: type[Any]  # of the training set, when the trainer had been built
+    _first_types: str  # of the weights, then
+    _kind_of_rows: type[Any]  # of the training set, then
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
     _steps_before = 0  # of the checkpoint that is resumed
     _counts_before: Sequence[int] = ()  # of the evaluations without progress, by its early-stopping callbacks
@@ -164,6 +165,11 @@ class CheckpointMixin(MarginTrainer):
             )
         check_active(self.model)
         check_saved(self.model)
+        if (types := types_of(self.model)) != self._first_types and "16" in types:
+            logger.warning(
+                f"the weights are {types} by now, and were {self._first_types} when the trainer was made: they train "
+                "so. An evaluation with fp16_full_eval or bf16_full_eval converts them: load the model again"
+            )
         self.settings = run_settings(self)  # before the model is wrapped
         check_path("resume_from_checkpoint", place := resume_from_checkpoint)
         place = os.path.realpath(place) if isinstance(place, str | os.PathLike) else place and str(place)

@@ -71,7 +71,7 @@ from .progress import print_lines
 from .prompt_sharing import PromptSharing
 from .pushing import PushMixin
 from .sampling import SamplingMixin
-from .settings import config_options, options_of_every_rank
+from .settings import config_options, options_of_every_rank, types_of
 from .target_margin import check_target_margin
 from .window import WindowMixin
 
@@ -187,6 +187,7 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
             narrow_table(self)
         self.is_built, self._settings_read = True, settings_read(self.args)
         self._first_states = copy.deepcopy(self._term_states())
+        self._first_types = types_of(self.model)
         self._first_attributes = self._attributes_without_state()
         self._wrap_collator()
         self._probes = window_probes(self, self.objective, self.options)

@@ -51,7 +51,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "model_config": config_of(trainer.model),
         "reference": _name_of(reference) if objective.needs_reference else None,
         "reference_config": config_of(reference) if objective.needs_reference else None,
-        "reference_types": _types_of(reference) if objective.needs_reference else None,
+        "reference_types": types_of(reference) if objective.needs_reference else None,
         "reference_attention": _attention_of(reference) if objective.needs_reference else None,
         "fixed_weights": _weights_read(trainer),
         "reward": objective.reward.name,
@@ -84,7 +84,7 @@ def run_settings(trainer: MarginTrainer) -> dict[str, Any]:
         "adapter": json.loads(json.dumps(adapter, default=str)),
         "attention": _attention_of(trainer.model),
         "experts": getattr(causal_model(trainer.model).config, "_experts_implementation", None),
-        "weight_types": _types_of(trainer.model),
+        "weight_types": types_of(trainer.model),
         "precision": trainer.accelerator.mixed_precision,  # which an environment variable may set, too
         "trained_parameters": f"{len(names)} tensors ({hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]})",
         "train_rows": len(rows) if hasattr(rows, "__len__") else None,
@@ -232,7 +232,8 @@ def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _types_of(model: Any) -> str:
+def types_of(model: Any) -> str:
+    """Those of a model's weights."""
     return ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in model.parameters()}))
 
 

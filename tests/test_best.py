@@ -126,7 +126,7 @@ def test_a_recipe_delivers_its_peak(name, tiny_model, pairs, tmp_path, tracker, 
     )
     card = (out / "README.md").read_text()
     assert f"The model is that of step {best} of 9, the best by `eval_pwa`" in card
-    assert re.search(rf"\| held-out pairs +\| +{values[best]:.4f} \|.* {best} \|", card)
+    assert re.search(rf"\| evaluation pairs +\| +{values[best]:.4f} \|.* {best} \|", card)
     (run,) = tracker.runs  # one, in which no number is there twice
     assert len(run) == len(set(run))
     assert {step for name, step in run if name == "eval_pwa"} == set(values)

@@ -339,6 +339,35 @@ def test_method_and_settings(trained):
     assert not [name for name in table if "anchor" in name or "amapo" in name]
 
 
+@pytest.mark.parametrize("name", ["eval", "train"])
+def test_numbers_of_pairs_that_were_trained_on(name, tiny_model, tokenizer, tmp_path, caplog):
+    """They are called so, and the metadata have none of them; prompts that two sets share are counted at the start."""
+    rows = preference_rows(8)
+    others = Dataset.from_list([*rows.select(range(3)), *preference_rows(5, seed=8)])
+    trainer = MarginCPOTrainer(
+        load(tiny_model),
+        args=MarginCPOConfig(**quiet(output_dir=str(tmp_path), max_steps=1)),
+        train_dataset=rows,
+        eval_dataset={name: rows, "others": others} if name == "train" else rows,
+        processing_class=tokenizer,
+    )
+    with caplog.at_level(logging.INFO, "trl_margins"):
+        trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    card = card_of(tmp_path)
+    table = rows_of(section(card.text, "Evaluation"))
+    if name == "eval":
+        assert "eval 8 pairs (the same rows as train" in caplog.text
+        assert [*table][2:] == ["evaluation pairs, trained on"]
+        assert card.data.eval_results is None
+    else:
+        shared = len({*rows["prompt"]} & {*others["prompt"]})
+        assert f"others 8 pairs ({shared} prompts that train has, too" in caplog.text
+        assert [*table][2:] == ["train, trained on", "others"]
+        assert {each.dataset_split for each in card.data.eval_results} == {"others"}
+
+
 def test_the_kept_checkpoint_has_its_own_numbers(trained):
     trainer, out, _ = trained
     best = trainer.state.best_global_step
@@ -346,7 +375,7 @@ def test_the_kept_checkpoint_has_its_own_numbers(trained):
     results = {of.metric_name: of.metric_value for of in card_of(out).data.eval_results}
     assert results["Pairwise accuracy, score gap ≥ 2"] == round(entry["eval_pwa"], 4)
     assert results["Spearman ρ, all completions"] == round(entry["eval_spearman"], 4)
-    row = rows_of(section(card_of(out).text, "Evaluation"))["held-out pairs"]
+    row = rows_of(section(card_of(out).text, "Evaluation"))["evaluation pairs"]
     assert row[0] == f"{entry['eval_pwa']:.4f}"
     assert row[-3:] == [str(entry["eval_n_pairs_gap"]), "12", str(best)]
     assert f"step {best} of 4, the best by `eval_pwa`" in card_of(out).text
@@ -515,7 +544,7 @@ def test_adapters(tiny_model, tokenizer, tmp_path):
         out,
         "dpo",
         rows=rows,
-        evals={"easy": rows, NASTY: rows},
+        evals=dict.fromkeys(("easy", NASTY), preference_rows(8, "conversational", seed=4)),
         model=model,
         more={
             "peft_config": LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

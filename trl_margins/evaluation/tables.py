@@ -9,7 +9,7 @@ from ..tables import markdown_table
 from .rm_bench import LEVELS, STYLES
 
 MEANING = (
-    "PWA is the share of held-out pairs whose chosen completion has the higher mean log-probability per token; a tie "
+    "PWA is the share of pairs whose chosen completion has the higher mean log-probability per token; a tie "
     "counts as wrong. Spearman's ρ compares these means and the annotation scores of all completions in one pool. "
     "Both are the same for every method, whatever reward it trains."
 )

@@ -55,7 +55,8 @@ class SetFacts:
     filtered: int | None = _counted("filtered", "the score gap is below the hard filter's threshold: not used")
     dropped: int | None = _counted("dropped", "the prompt alone fills the length limit, so the pair was not used")
     clear: int | None = None  # with a score gap of at least `eval_min_score_gap`; not in the card
-    is_training_set: bool = False  # the same rows; not in the card
+    is_training_set: bool = False  # the same rows
+    shared_prompts: int | None = None  # with the training set; not in the card
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ class CardFacts:
             return False
         return (self.weights, self.margins) == (names_of(self.method.weight), names_of(self.method.margin))
 
+    def is_trained_on(self, evaluation: Evaluation) -> bool:
+        """Whether it is of the training set's rows."""
+        names = (evaluation.name, f"eval {evaluation.name}") if evaluation.name else ("eval",)
+        return any(each.is_training_set for each in self.sets if each.name in names)
+
     @property
     def formula(self) -> str:
         """The method's, or the combination where no paper has it."""
@@ -165,7 +171,8 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
         hub_id(facts.dataset_name),
     )
     data.tags = list(dict.fromkeys([MADE_BY_A_RUN, *tags]))
-    data.eval_results = eval_results(facts.evaluations, facts.reports, facts.min_score_gap, step, *on_the_hub) or None
+    evaluations = [each for each in facts.evaluations if not facts.is_trained_on(each)]
+    data.eval_results = eval_results(evaluations, facts.reports, facts.min_score_gap, step, *on_the_hub) or None
     counts = [
         f for f in fields(SetFacts) if f.metadata and any(getattr(of, f.name) not in (None, ()) for of in facts.sets)
     ]
@@ -224,7 +231,11 @@ def _logged(facts: CardFacts) -> str:
     }
     names = [name for name in labels if any(name in of.numbers for of in facts.evaluations)]
     rows = [
-        [inline(of.name or "held-out pairs"), *(_cell(of.numbers.get(name)) for name in names), str(of.step)]
+        [
+            inline(of.name or "evaluation pairs") + ", trained on" * facts.is_trained_on(of),
+            *(_cell(of.numbers.get(name)) for name in names),
+            str(of.step),
+        ]
         for of in facts.evaluations
     ]
     return markdown_table(["evaluation set", *(labels[name] for name in names), "step"], rows)

@@ -107,9 +107,13 @@ def prepare_datasets(
     sets: dict[str, Any] = {split: each.dataset for split, each in opened.items()}
     facts = {split: _counted(dataset, split) for split, dataset in sets.items()}
     facts |= {
-        split: replace(facts[split], is_training_set=True)
+        split: replace(
+            facts[split],
+            is_training_set=_same_rows(dataset, train),
+            shared_prompts=len(opened[TRAIN].counts.prompts & opened[split].counts.prompts - {hash("")}),
+        )
         for split, dataset in given.items()
-        if split != TRAIN and _same_rows(dataset, train)
+        if split != TRAIN and isinstance(dataset, Dataset) and isinstance(train, Dataset)
     }
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
@@ -135,9 +139,9 @@ def prepare_datasets(
     return PreparedSets(sets.get(TRAIN), by_name, columns, facts, opened)
 
 
-def _same_rows(one: Any, other: Any) -> bool:
+def _same_rows(one: Dataset, other: Dataset) -> bool:
     """Whether both have the same rows, as a file that was named twice has; False where that would take long."""
-    if not (isinstance(one, Dataset) and isinstance(other, Dataset) and len(one) == len(other)):
+    if len(one) != len(other):
         return False
     return one._indices is None and other._indices is None and bool(one.data.table.equals(other.data.table))
 

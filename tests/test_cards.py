@@ -10,6 +10,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import markdown
 import pytest
@@ -526,6 +527,15 @@ def test_a_broken_run_folder_costs_only_the_pictures(trained, monkeypatch, caplo
     monkeypatch.setattr(trainer.args, "output_dir", str(tmp_path))
     assert cards.pictures(trainer) == []
     assert "no pictures for the model card" in caplog.text
+
+
+def test_pictures_that_cannot_be_written_leave_those_before(trained, monkeypatch, caplog):
+    trainer, out, _ = trained
+    before = {file: file.read_bytes() for file in (out / "figures").iterdir()}
+    monkeypatch.setattr(cards, "write", Mock(side_effect=OSError(28, "No space left on device")))
+    assert cards.pictures(trainer) == []
+    assert "the model card has only the first 0 pictures" in caplog.text
+    assert {file: file.read_bytes() for file in (out / "figures").iterdir()} == before
 
 
 # Other trainings

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 import transformers
 import yaml
@@ -660,6 +661,21 @@ def test_an_address_is_no_id(name, place, behind):
     is_told = place or ("/" in name and ".jsonl" not in behind)  # without a server it may be a file
     with pytest.raises(ValueError, match=said) if is_told else pytest.raises(Exception, match="set"):
         load_splits(f"{place}datasets/{name}{behind}")
+
+
+def test_slices_of_splits(tmp_path):
+    """As `datasets` has them, also of a folder in a mixture, where TRL's get_dataset takes them."""
+    for name, n in {"train": 20, "test": 3}.items():
+        preference_rows(n, seed=n).to_json(tmp_path / f"{name}.jsonl")
+    splits = load_splits(str(tmp_path))
+    for spec in ("train[:5]", "train[-2:]", "train[:10%]+test", "test+train[18:]"):
+        expected = datasets.load_dataset(str(tmp_path), split=spec).to_list()
+        assert pick_split(splits, spec, "pairs").to_list() == expected
+    for wrong, said in {"nope[:3]": "Unknown split", "train[a]": "Unrecognized instruction"}.items():
+        with pytest.raises(ValueError, match=rf"^data set 'pairs', split '{re.escape(wrong)}': {said}"):
+            pick_split(splits, wrong, "pairs")
+    mixture = DatasetMixtureConfig(datasets=[DatasetConfig(str(tmp_path), split="train[:5]")])
+    assert len(mixture_splits(mixture)["train"]) == 5
 
 
 @pytest.mark.parametrize("name", ["https://www.kaggle.com/datasets/a/b", "s3://bucket/a", "https://hf.co/a/b"])

@@ -74,6 +74,14 @@ class TestColumns:
                 expected[name] = expected.get(name, 0) + WEIGHTS[i] / 4 * gradient
         assert_same_gradients(weighted, expected, rtol=1e-4)
 
+    def test_a_name_that_is_trls(self, tiny_model, tokenizer, tmp_path):
+        """DPOTrainer computes a column of this name itself; to CPOTrainer it is one as any other."""
+        name = "ref_chosen_logps"
+        settings = {"data": rows().rename_column("pair_weight", name), "weight": "column", "weight_column": name}
+        build(tiny_model, tokenizer, tmp_path / "cpo", **settings).train()
+        with pytest.raises(ValueError, match=r"the objective reads \['ref_chosen_logps'\], .*give the column another"):
+            build(tiny_model, tokenizer, tmp_path / "dpo", cls=MarginDPOTrainer, **settings)
+
     @pytest.mark.parametrize(("unit", "scale"), [("reward", 1.0), ("gamma_beta_ratio", 2.0)])
     def test_a_margin_is_the_whole_target(self, unit, scale, tiny_model, tokenizer, tmp_path, caplog):
         named = {"margin": "column", "margin_column": "margin", "margin_column_unit": unit}

@@ -180,7 +180,7 @@ def measure(
             check_reference_vocabulary((name, plan.reference), (tokenizer, others))
     bench = RM_BENCH_LENGTH if args.max_length is None else args.max_length
     longest = {each.name: bench if each.kind == "rm-bench" else plan.max_length for each in sets}
-    logger.info("longest rows, in tokens: %s", longest)
+    logger.info("max_length, in tokens: %s", longest)
     tokens = {
         each.name: completion_tokens(model, tokenizer, each.rows, longest[each.name], plan.tokenization, each.name)
         for each in sets

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.loading import load_splits, pick_split
+from ..data.loading import load_splits, pick_split, sliced
 from ..data.local_files import BUILDERS, builder_of, is_saved, kind_of
 from ..rows import RowError
 from ..rows.form import IMAGES
@@ -165,7 +165,7 @@ def _load(part: DatasetConfig, split: str, named: Named) -> Dataset:
 
 
 def _rows_of(part: DatasetConfig, split: str, named: Named) -> Dataset:
-    from datasets import ReadInstruction, load_dataset
+    from datasets import load_dataset
 
     name, is_slice, _ = split.partition("[")
     if files := _files_of(part, name):
@@ -174,8 +174,7 @@ def _rows_of(part: DatasetConfig, split: str, named: Named) -> Dataset:
         prompt, system = (name if name in there else None for name in (named.prompt, named.system))
         rows: Any = mixed(sets, Named(prompt, system, named.scores))
         if is_slice:
-            parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
-            rows = rows.select(chain(*(range(each.from_, each.to) for each in parts)))
+            rows = sliced({name: rows}, split, part.path)
     elif Path(part.path).expanduser().exists() and part.data_dir is None and part.data_files is None:
         rows = load_splits(part.path, part.name, decoded=IMAGES)
         rows = pick_split(rows, split, part.path, "`split` in its entry of `datasets` (mixture_weights takes a share)")

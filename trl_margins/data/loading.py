@@ -13,7 +13,16 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, IterableDataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    ReadInstruction,
+    concatenate_datasets,
+)
 from datasets.packaged_modules.json.json import JsonConfig
 
 from ..disk import check_writable
@@ -110,13 +119,26 @@ def chosen_splits(
 def pick_split(
     splits: DatasetDict, split: str | None, name: str, flag: str = "--dataset_split"
 ) -> Dataset | IterableDataset:
-    """One split by name, or the only one there is; else a ValueError lists them. `flag` is the command's option."""
+    """One split by name, or the only one there is, or a slice as `datasets` has it (`train[:10%]`); else a ValueError
+    lists them. `flag` is the command's option.
+    """
     if split is None and len(splits) == 1:
         split = next(iter(splits))
+    if split is not None and re.search(r"[\[+]", split) and not isinstance(splits, IterableDatasetDict):
+        return sliced(splits, split, name)
     if split not in splits:
         named = "" if split is None else f", not {split!r}"
         raise ValueError(f"data set {name!r} has the splits {list(splits)}{named}: name one of them with {flag}")
     return splits[split]
+
+
+def sliced(splits: Mapping[str, Dataset], split: str, name: str) -> Dataset:
+    """The rows of a slice, `train[:10%]`; a ValueError if it is none."""
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({each: len(rows) for each, rows in splits.items()})
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"data set {name!r}, split {split!r}: {error}") from error
+    return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
 
 
 def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:

@@ -268,8 +268,9 @@ def pictures(trainer: Any) -> list[Image]:
     try:
         for picture in draw_pictures([dataclasses.replace(run, name=trainer._name)]):
             file = folder / FIGURES / f"{picture.name}.png"
-            file.unlink(missing_ok=True)  # an earlier run's would be uploaded with this card
-            if picture.figure is not None:
+            if picture.figure is None:
+                file.unlink(missing_ok=True)  # an earlier run's would be uploaded with this card
+            else:
                 file.parent.mkdir(exist_ok=True)
                 write(file, render(picture.figure, "png"))
                 images.append(Image(f"{FIGURES}/{file.name}", picture.title, picture.caption))

@@ -75,6 +75,11 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
         check_reference(self)
 
     def _check_reference(self, config: Any) -> None:
+        if read := [name for name in _OF_REFERENCE if name in self.objective.columns]:
+            raise ValueError(
+                f"the objective reads {read}, by which DPOTrainer calls log-probabilities that it computes: give the "
+                "column another name"
+            )
         self._reference_free = not self.objective.needs_reference
         check_unread_options(config, self.objective)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import (
@@ -14,7 +16,7 @@ from conftest import (
     quiet,
     saved,
 )
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import GraniteMoeConfig, GraniteMoeForCausalLM, MixtralConfig, MixtralForCausalLM
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -175,3 +177,25 @@ def test_same_logged_names(base, tiny_model, tokenizer, tmp_path):
             measured = any(word in name for word in ("time", "per_second", "logits/"))
             if not measured or (base == "dpo" and "logits/" in name):
                 assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_a_fused_head_that_fails_with_router_logits(tokenizer, tmp_path, caplog):
+    """TRL asks GraniteMoe's config for an entry that it does not have; the whole logits take its place."""
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    experts = {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    torch.manual_seed(0)
+    model = GraniteMoeForCausalLM(GraniteMoeConfig(**small, **experts, vocab_size=VOCABULARY, pad_token_id=0))
+    trainer = MarginDPOTrainer(
+        load(saved(model, tmp_path / "model")),
+        args=MarginDPOConfig(**quiet(output_dir=str(tmp_path / "out"), max_steps=1, router_aux_loss_coef=0.1)),
+        train_dataset=preference_rows(4),
+        processing_class=tokenizer,
+    )
+    tokens = {key: first_batch(trainer)[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        right = model(**tokens, output_router_logits=True).aux_loss
+    trainer.train()
+    assert "TRL's fused LM head fails" in caplog.text
+    (entry,) = (entry for entry in trainer.state.log_history if "aux_loss" in entry)
+    assert entry["aux_loss"] == pytest.approx(right.item(), rel=1e-4)
+    assert entry["loss"] == pytest.approx(math.log(2) + 0.1 * right.item(), rel=1e-4)

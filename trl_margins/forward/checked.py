@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate.utils import send_to_device
@@ -52,6 +53,7 @@ def checked_ways(
     k: int = 2,
     dtype: torch.dtype | None = None,
     max_over_ranks: Callable[[Tensor], Tensor] = this_rank,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Ways:
     """Those of `ways` that give the model's own log-probabilities: `model(input_ids, attention_mask).logits` of each
     row alone, without padding. A warning names the others, with numbers; the model's own logits take their place.
@@ -70,13 +72,14 @@ def checked_ways(
         dtype: the 16-bit dtype that the model computes in; None for float32.
         max_over_ranks: from this rank's values [n] to the largest ones over all ranks. Every rank calls it equally
             often, also when its own forward passes fail.
+        more: what else the model's forward takes in training.
     """
     rows = one_prompt(model, input_ids, attention_mask, labels, k)
     compared, reason = False, ""
     for context, compared_in, tolerance in _comparisons(model, dtype):
         try:
             with context():
-                found = differences_from_own(model, rows, ways, tolerance, max_over_ranks)
+                found = differences_from_own(model, rows, ways, tolerance, max_over_ranks, more)
         except OwnFailsError as error:
             reason = f"which fail: {error}"
             continue
@@ -127,6 +130,7 @@ def differences_from_own(
     ways: Ways,
     tolerance: float = TOLERANCE[None],
     max_over_ranks: Callable[[Tensor], Tensor] = this_rank,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Differences:
     """How far these ways are from the model's own logits, on the completions of one prompt. The shared-prompt forward
     pass goes through the fused head only if that is within the tolerance.
@@ -139,7 +143,7 @@ def differences_from_own(
     """
     device = cast("Tensor", causal_model(model).get_input_embeddings().weight).device
     ids, mask, labels = (values.to(device) for values in rows)
-    inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs = {"input_ids": ids, "attention_mask": mask, **more}
 
     def largest(*values: float) -> list[float]:
         return max_over_ranks(torch.tensor(values, device=device)).tolist()
@@ -167,7 +171,7 @@ def differences_from_own(
         twice = _twice_in_a_row(rows, device)
         # few logits are built even where there is a fused head
         heads = (True, False) if fused else (False,)
-        passes = [partial(shared_token_logps, model, twice, fused=head) for head in heads]
+        passes = [partial(shared_token_logps, model, twice, fused=head, **more) for head in heads]
         found.shared = compared([values for values in own for _ in range(2)], *passes)
     return found
 

@@ -254,12 +254,17 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
             shared: compute each prompt once for both completions.
             fused: whether TRL's fused LM head may be used, where the trainer uses it.
         """
-        inputs = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        more = self.inputs_beside_tokens
         if not shared:
-            return self.standard_logps(model, batch, fused and self._fused, **inputs)
+            return self.standard_logps(model, batch, fused and self._fused, **more)
         rows = unpacked(batch[SHARED])
         fused = fused and self._fuses(rows)
-        return shared_token_logps(model, rows, fused, statistics=not self._plain_head_will_do, **inputs)
+        return shared_token_logps(model, rows, fused, statistics=not self._plain_head_will_do, **more)
+
+    @property
+    def inputs_beside_tokens(self) -> dict[str, Any]:
+        """What the model's forward takes for the auxiliary loss of a mixture of experts."""
+        return {"output_router_logits": True} if self.aux_loss_enabled else {}
 
     def _fuses(self, rows: SharedRows) -> bool:
         """Whether the LM head is TRL's fused one: it saves memory, and costs a CPU more time than the logits do."""

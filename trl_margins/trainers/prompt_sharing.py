@@ -92,7 +92,14 @@ class PromptSharing:
             return
         dtype = narrow_dtype(trainer.model, trainer.accelerator.mixed_precision)
         with eval_mode(trainer.model):
-            right = checked_ways(trainer.model, *rows, ways, dtype=dtype, max_over_ranks=max_over_ranks)
+            right = checked_ways(
+                trainer.model,
+                *rows,
+                ways,
+                dtype=dtype,
+                max_over_ranks=max_over_ranks,
+                more=trainer.inputs_beside_tokens,
+            )
         trainer._fused = right.fused
         if self.decided is None:
             self._decide(trainer, right.shared)

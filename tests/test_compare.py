@@ -328,7 +328,7 @@ def test_other_settings_do_not_mix(compared, base, tmp_path):
     command, _, _ = compared
     words(tmp_path, {**base, "max_steps": 4, "weight_decay": 0.1})
     changed = [str(tmp_path / "base.yaml") if word.endswith("base.yaml") else word for word in command]
-    with pytest.raises(ValueError, match=r"dpo-lr0.01-seed1 .*max_steps 3 → 4, weight_decay None → 0.1"):
+    with pytest.raises(ValueError, match=r"dpo-lr0.01-seed1 .*max_steps 3 → 4, weight_decay 0.0 → 0.1"):
         main(changed)
     (tmp_path / "out" / "dpo-lr0.01-seed42").mkdir(parents=True)
     (tmp_path / "out" / "dpo-lr0.01-seed42" / "model.safetensors").touch()
@@ -737,6 +737,8 @@ def test_an_option_of_its_own_goes_before_what_all_share(tmp_path):
     assert configs[2].train_only == ["up_proj", "down_proj"]
     assert "The same for all, but for what the names say: " in comparison.preface
     assert "num_train_epochs 3; " in comparison.preface
+    with pytest.raises(ValueError, match=r"^method 'gappo:.*num_train_epochs has no effect beside max_steps 9"):
+        compare.plan(["--methods", *names, *given, "--max_steps", "9"])
     # the first method's own budget is not lent to the others: GapPO's batch is 16, whatever this one's is
     comparison, _ = compare.plan(["--methods", "gappo:gradient_accumulation_steps=1", "amapo", *WHERE])
     assert [entry.config.gradient_accumulation_steps for entry in comparison.entries] == [1, 8]

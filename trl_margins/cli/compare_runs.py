@@ -87,7 +87,10 @@ class Run:
         now = {**redacted(self.settings), "output_dir": None, **redacted(facts)}
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if names:
-            changed = ", ".join(f"{name} {before.get(name)} → {now.get(name)}" for name in names)
+            values = [
+                [of[name] if name in of else default_of(self.entry, name) for of in (before, now)] for name in names
+            ]
+            changed = ", ".join(f"{name} {one} → {other}" for name, (one, other) in zip(names, values, strict=True))
             raise ValueError(
                 f"{self.folder} is of another run ({changed}), with which the others would not compare: "
                 f"name another folder with --out, or remove this one{self._way_on(names, before)}"

@@ -275,6 +275,8 @@ class SharedSettings:
                     differs = ["simpo_gamma" if each == "gamma_beta_ratio" else each for each in differs]
                 raise ValueError(f"{', '.join(differs)} would make another method of it: leave that out")
             check_run(*run)
+            if "num_train_epochs" in own and run[1].max_steps > 0:
+                raise ValueError(f"num_train_epochs has no effect beside max_steps {run[1].max_steps}: leave one out")
         except ValueError as error:
             raise ValueError(f"method {variant.name!r}: {error}") from error
         script, config, _, mixture = run
@@ -340,8 +342,8 @@ def _untouched(config: Any) -> Any:
 
 
 def default_of(entry: Entry, name: str) -> Any:
-    """What a method has by itself."""
-    return plain(getattr(_plainest(entry.method, entry.config._base), name))
+    """What a method has by itself; None for what is no option of its config."""
+    return plain(getattr(_plainest(entry.method, entry.config._base), name, None))
 
 
 def _switches(method: str, base: str) -> set[str]:

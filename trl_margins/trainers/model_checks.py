@@ -135,7 +135,8 @@ def _check_kind(model: PreTrainedModel, trainer: MarginTrainer) -> None:
         if not getattr(trainer, "is_encoder_decoder", False):
             raise ValueError(
                 f"a {type(model).__name__} has an encoder and a decoder, which DPOTrainer does not take: train it on "
-                "the CPO base (MarginCPOTrainer, trl-margins train --base cpo)"
+                "the CPO base (trl-margins train --base cpo; or MarginCPOTrainer, with a model that "
+                "AutoModelForSeq2SeqLM.from_pretrained loads, not its name)"
             )
         return
     sees_the_end = not (getattr(config, "is_decoder", False) or getattr(config, "causal", False))

@@ -362,6 +362,12 @@ def test_numbers_of_pairs_that_were_trained_on(name, tiny_model, tokenizer, tmp_
         assert "eval 8 pairs (the same rows as train" in caplog.text
         assert [*table][2:] == ["evaluation pairs, trained on"]
         assert card.data.eval_results is None
+        trainer.evaluate(others)  # by the same name
+        trainer.evaluate(trainer.train_dataset, metric_key_prefix="eval_again")
+        trainer.create_model_card()
+        card = card_of(tmp_path)
+        assert [*rows_of(section(card.text, "Evaluation"))][2:] == ["evaluation pairs", "again, trained on"]
+        assert {each.dataset_split for each in card.data.eval_results} == {None}
     else:
         shared = len({*rows["prompt"]} & {*others["prompt"]})
         assert f"others 8 pairs ({shared} prompts that train has, too" in caplog.text

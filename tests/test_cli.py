@@ -678,7 +678,7 @@ def test_slices_of_splits(tmp_path):
     assert len(mixture_splits(mixture)["train"]) == 5
 
 
-@pytest.mark.parametrize("name", ["https://www.kaggle.com/datasets/a/b", "s3://bucket/a", "https://hf.co/a/b"])
+@pytest.mark.parametrize("name", ["https://www.kaggle.com/datasets/a/b", "s3://b/a.jsonl", "https://hf.co/a/b"])
 def test_an_address_elsewhere(name):
     with pytest.raises(
         ValueError, match="is an address: download the file, and name it; of a set on the Hub, give th"

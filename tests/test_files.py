@@ -403,6 +403,36 @@ def test_a_column_that_is_empty_in_one_table(cell, value, folder):
     assert load_splits(str(folder))["train"]["x"][:] == [None, None, None, value, None, None]
 
 
+def test_columns_that_are_empty_or_not_there_in_one_file(folder):
+    """Beside another that has to be cast; and rows of which nothing is left stay rows."""
+    (folder / "a.jsonl").write_text('{"s": 1}\n')
+    (folder / "b.jsonl").write_text('{"s": 1.5, "note": null}\n')
+    (folder / "c.jsonl").write_text('{"s": null}\n' * 3)
+    found = load_splits(str(folder))["train"].to_list()
+    assert found == [{"s": s, "note": None} for s in (1.0, 1.5, None, None, None)]
+
+
+def test_a_type_is_said_of_a_file_that_has_it(folder):
+    for name, cell in {"a": "", "b": "x", "c": "True"}.items():
+        (folder / f"{name}.csv").write_text(f"prompt,x\np,{cell}\n")
+    with pytest.raises(ValueError, match=r"column 'x' is large_string in b\.csv and bool in c\.csv"):
+        load_splits(str(folder))
+
+
+def test_an_integer_that_no_fraction_is_names_its_column(folder):
+    for name, (big, note) in {"a": (2**53 + 1, "x"), "b": (1.5, "")}.items():
+        (folder / f"{name}.csv").write_text(f"prompt,x,note\np,{big},{note}\n")
+    with pytest.raises(
+        ValueError, match=r"data: column 'x' of a\.csv, Integer value 9007199254740993 [^:]*: -[^:]*: give"
+    ):
+        load_splits(str(folder))
+
+
+def test_a_code_behind_a_long_completion(folder):
+    (folder / "a.csv").write_text(f"prompt,chosen,id\np,a,1\np,{'x' * 140_000},2\np,a,007\n")
+    assert load_splits(str(folder))["train"]["id"][:] == ["1", "2", "007"]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_errors_in_a_folder_that_is_named_from_where_one_is(streaming, folder, monkeypatch):
     (folder / "a.jsonl").write_text('{"prompt": "a", "x": 1}\n')
@@ -754,6 +784,7 @@ def test_a_file_that_only_looks_broken(name, content, row, folder):
         ("index.json", pd.DataFrame([ROW]).to_json(orient="index"), "index.json is one object of rows, each under"),
         ("inside.jsonl", json.dumps({"train": [ROW, ROW]}), "inside.jsonl is one object with its rows under 'train'"),
         ("rows.json", json.dumps({"rows": [{"row": ROW}] * 2}), "under 'rows', and in each of them under 'row'"),
+        ("title.csv", "Pairs of chosen and rejected\n" + HEAD + "a,b,c\n", "or remove 'Pairs of chosen and rejected'"),
         ("commas.tsv", "prompt,chosen,rejected\na,b,c\n", "is one column: between columns, write a tab, or rename"),
         ("carets.csv", "prompt^chosen^rejected\na^b^c\n", "is one column: between columns, write a comma, a semicolo"),
         ("pandas.json", json.dumps({k: {"0": v, "1": v} for k, v in ROW.items()}), "is one object of columns"),

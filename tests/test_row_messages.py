@@ -118,7 +118,8 @@ CASES: dict[str, Callable[[], Any]] = {
     "rendered prompts": pairs(
         {**CHAT, "prompt": "<s>[INST] q [/INST]"},
         CHAT | {"prompt": [user("What is <|im_start|>?")]},
-        CHAT | {"prompt": [user("<|im_start|>user\nq<|im_end|>\n")]},
+        CHAT | {"prompt": [user("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n")]},
+        *(CHAT | {"prompt": [user(f"<{word}> q </{word}> <{word}> q")]} for word in ("user", "system", "div")),
     ),
     "a number": pairs(CHAT, {**CHAT, "chosen": 7}),
     "empty list": pairs(CHAT, {**CHAT, "chosen": []}),

@@ -12,7 +12,7 @@ from conftest import BASES, load, preference_rows, quiet
 from datasets import Dataset
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -186,6 +186,26 @@ def test_length_grouping_is_transformers_own(base, tiny_model, tokenizer, tmp_pa
     plain = sum(max(lengths[s : s + 4]) - min(lengths[s : s + 4]) for s in range(0, 32, 4))
     assert spread < plain
     assert ROW in trainer.train_dataset.column_names
+
+
+class HalfEpochs(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_epoch_stop = state.global_step % 2 == 0
+
+
+def test_epochs_that_a_callback_ends_differ(tiny_model, tokenizer, tmp_path):
+    trainer = MarginCPOTrainer(
+        load(tiny_model),
+        args=MarginCPOConfig(
+            **quiet(output_dir=str(tmp_path), train_sampling_strategy="group_by_length", num_train_epochs=3)
+        ),
+        train_dataset=preference_rows(16),
+        processing_class=tokenizer,
+        callbacks=[HalfEpochs()],
+    )
+    trainer.train()
+    order = pd.read_csv(tmp_path / PAIRS_FILE)["row_number"].tolist()
+    assert len({tuple(order[s : s + 8]) for s in range(0, 24, 8)}) == 3
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])

@@ -63,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
     """Trains what is not done yet, and writes the table."""
     with usage():
         comparison, is_dry = plan(argv)
+    if not is_dry:
+        outlive_readers()
     print("\n".join([comparison.preface, *comparison.notes_on_rate]))
     if not is_dry:
         comparison.facts = facts_of(comparison.entries[0])
@@ -204,8 +206,7 @@ class Comparison:
             raise ValueError(f"the data does not fit every method. {why}{way}")
 
     def train(self) -> None:
-        """All rates with the first seed, then each method's best with the others, whoever reads what is printed."""
-        outlive_readers()
+        """All rates with the first seed, then each method's best with the others."""
         n, place = sum(len(self.rates_of(each)) + len(self.seeds) - 1 for each in self.entries), 0
         for seed in self.seeds:
             rates = [(entry, rate) for entry in self.entries for rate in self.rates_of(entry)]

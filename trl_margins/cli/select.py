@@ -101,6 +101,7 @@ def main(argv: Sequence[str]) -> int:
     check_types(rows.features, ".jsonl", args.output_dir)
     for fraction in args.fraction:
         subsets(np.zeros(len(rows)), fraction)  # checks it before measuring
+    outlive_readers()
     with anchor_trainer(args, args.model_name_or_path, rows) as trainer:
         measured = trainer.train_dataset[ROW][:]  # training drops pairs whose prompts fill max_length
         for fraction in args.fraction:
@@ -141,13 +142,12 @@ def _files(out: Path, fractions: Sequence[float]) -> list[Path]:
 
 @contextmanager
 def keeping(file: Path, measured: Mapping[str, Sequence[Any]]) -> Iterator[None]:
-    """Within the block, no error, and no reader who leaves, takes with it what has been measured: this file has it.
+    """Within the block, an error does not take with it what has been measured: this file has it by then.
 
     Raises:
         RuntimeError: the block failed; with the reason, and the file.
     """
     write(file, json.dumps(measured))
-    outlive_readers()
     try:
         yield
     except Exception as error:

@@ -25,7 +25,7 @@ from datasets.config import ZSTANDARD_AVAILABLE
 
 from ..checks import RepeatedKeyError, without_repeats
 from .local_files import builder_of, first_lines, open_text
-from .tables import delimiter_of
+from .tables import any_length, delimiter_of
 
 _OF_ROWS = {"prompt", "chosen", "rejected", "responses"}  # columns
 _FOR_LINES = (".jsonl", ".json", ".ndjson")
@@ -134,8 +134,9 @@ def _too_large(line: str) -> str | None:
     return None
 
 
+@any_length()
 def _check_table(file: Path, first: int | None) -> None:
-    number, limit = 0, csv.field_size_limit(2**31 - 1)  # a field may hold a long completion
+    number = 0
     try:
         delimiter = delimiter_of(file)
         with open_text(file, newline="") as lines:
@@ -146,7 +147,8 @@ def _check_table(file: Path, first: int | None) -> None:
             number = rows.line_num
             if names[0].lower().startswith("sep=") and not any(names[2:]):
                 raise ValueError(f"{file.name}, line {number}: Excel's line 'sep=', which is no header: remove it")
-            if len(names) == 1 and len(_OF_ROWS & {*re.findall(r"[^\W_]+", names[0])}) > 1:
+            words = re.findall(r"[^\W_]+", names[0])
+            if len(names) == 1 and " " not in names[0] and len(_OF_ROWS.intersection(words)) > 1:
                 marks = "a tab, or rename the file" if delimiter == "\t" else "a comma, a semicolon, a tab or |"
                 raise ValueError(f"{file.name}: {names[0]!r} is one column: between columns, write {marks}")
             if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -180,8 +182,6 @@ def _check_table(file: Path, first: int | None) -> None:
         raise ValueError(f"{file.name}, after line {number}: {error}; write the file in UTF-8") from error
     except _DAMAGES as error:
         raise ValueError(f"{file.name}, after line {number}: {error}; {_DAMAGED}") from error
-    finally:
-        csv.field_size_limit(limit)
 
 
 def rows_inside(splits: Mapping[str, Any]) -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Json, Value, concatenate_datasets
@@ -158,15 +159,20 @@ def joined(
             }
         )
     except pa.ArrowException as problem:  # an integer that no fraction is exactly
-        raise TypesOfJsonError(f"{folder}: {innermost(problem)}: give each column one type in all files") from error
+        file, name = next(_not_cast(parts, features), (folder, ""))
+        where = f"column {name!r} of {file.relative_to(folder)}, " if name else ""
+        raise TypesOfJsonError(f"{folder}: {where}{problem}: give each column one type in all files") from error
 
 
 def _common(folder: Path, parts: Mapping[Path, Dataset]) -> Features:
-    found: dict[str, object] = {}
-    (first, _), *_ = parts.items()
+    found: dict[str, Any] = {}
+    firsts: dict[str, Path] = {}  # files in which a column has something
     for file, part in parts.items():
         for name, kind in part.features.items():
-            if _has_nothing(part, name) or found.setdefault(name, kind) == kind:
+            if _has_nothing(part, name):
+                continue
+            first = firsts.setdefault(name, file)
+            if found.setdefault(name, kind) == kind:
                 continue
             schemas = [Features({name: each}).arrow_schema for each in (found[name], kind)]
             try:
@@ -178,16 +184,28 @@ def _common(folder: Path, parts: Mapping[Path, Dataset]) -> Features:
                 of = TypesOfJsonError if is_mixed or not is_plain else ValueError
                 raise of(f"{_of_types(folder, name, (first, one), (file, other))}: {_ONE_TYPE}") from None
             found[name] = Features.from_arrow_schema(both)[name]
-    first_part, *_ = parts.values()
-    return Features({name: found.get(name, kind) for name, kind in first_part.features.items()} | found)
+    by_itself = {name: kind for part in parts.values() for name, kind in part.features.items()}
+    return Features({name: found.get(name, kind) for name, kind in by_itself.items()})
 
 
 def _cast(part: Dataset, features: Features) -> Dataset:
-    empty = [name for name in part.column_names if part.features[name] != features[name] and _has_nothing(part, name)]
-    part = part.remove_columns(empty)
-    for name in set(features) - set(part.column_names):
-        part = part.add_column(name, [None] * len(part), feature=features[name])
-    return part.select_columns(list(features)).cast(features)
+    if [*part.features.items()] == [*features.items()]:
+        return part
+    kept = [name for name, kind in part.features.items() if kind == features[name] or not _has_nothing(part, name)]
+    nothing = {name: [None] * len(part) for name in features if name not in kept}
+    parts = [part.select_columns(kept)] if kept else []
+    if nothing:
+        parts.append(Dataset.from_dict(nothing, features=Features({name: features[name] for name in nothing})))
+    return concatenate_datasets(parts, axis=1).select_columns(list(features)).cast(features)
+
+
+def _not_cast(parts: Mapping[Path, Dataset], features: Features) -> Iterator[tuple[Path, str]]:
+    for file, part in parts.items():
+        for name in part.column_names:
+            try:
+                part.select_columns(name).cast(Features({name: features[name]}))
+            except pa.ArrowException:
+                yield file, name
 
 
 def _has_nothing(part: Dataset, name: str) -> bool:

@@ -55,7 +55,7 @@ from .tables import table_options
 _PAGES = r"(?:tree|blob|resolve|raw|viewer|discussions|commits?)(?:[/?#]|$)"
 # The Hub's, or a mirror's; without a server it needs both parts, since a folder may be called so
 _ADDRESS = re.compile(
-    r"(?:https?://[^/]*(?:huggingface|hf)[^/]*|(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com))/datasets/"
+    r"(?i:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com))/datasets/"
     rf"([^/?#]+(?:/(?!{_PAGES})[^/?#]+)?)|datasets/([^/]+/(?!{_PAGES})[^/?#]+)"
 )
 _OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
@@ -84,14 +84,14 @@ def load_splits(
         OSError: the cache of `datasets` cannot be written to.
     """
     address = None if Path(name).exists() else _ADDRESS.match(name)
+    if "://" in name and not (Path(name).exists() or address):
+        raise ValueError(f"{name} is an address: download the file, and name it; of a set on the Hub, give the id")
     path = None if address and address[1] else existing(name)
     if path is None and name in BUILDERS.values():  # `datasets` would read the working directory
         raise ValueError(f"{name} is a kind of file, and no data set: name the file")
     if path is None and address:
         what = "the address of a data set" if address[1] else "no folder; if it is the address of a data set"
         raise ValueError(f"{name} is {what}: give its id, {address[1] or address[2]}")
-    if path is None and "://" in name:
-        raise ValueError(f"{name} is an address: download the file, and name it; of a set on the Hub, give the id")
     try:
         splits = (
             datasets.load_dataset(name.rstrip("/"), config, streaming=streaming)
@@ -173,8 +173,9 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         check_file(file, first)
     apart = False
     if builder_of(files[0]) == "csv":
-        of_tables, apart = table_options(files, _texts(), first)
+        of_tables, are_uneven = table_options(files, _texts(), first)
         options |= of_tables
+        apart = are_uneven and not streaming
     elif builder_of(files[0]) == "json" and hasattr(JsonConfig, "parse_agent_traces"):
         options["parse_agent_traces"] = False  # some column names would turn it on
 
@@ -191,10 +192,7 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
         check_types(path, files, looked_at, _texts())
     one_by_one = False
     try:
-        if apart and not streaming:
-            loaded = joined(path, splits, lambda file: read({"train": [file]})["train"])
-        else:
-            loaded = read(splits)
+        loaded = joined(path, splits, lambda file: read({"train": [file]})["train"]) if apart else read(splits)
         features = next(iter(loaded.values())).features
         if streaming and builder_of(files[0]) == "json" and features and with_free_parts(features) != features:
             options["features"] = Features(with_free_parts(features))
@@ -212,6 +210,8 @@ def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:
     except Exception as error:  # the libraries have a dozen kinds, which seldom name the file
         if problem := problem_of(files):
             raise ValueError(problem) from error
+        if apart:  # says so itself
+            raise
         if streaming and len(files) == 1:
             raise ValueError(why_unreadable(files[0], error)) from error
         if streaming:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,16 @@ class Kinds(NamedTuple):
     codes: list[str]
     of: dict[str, str]
     is_late: bool
+
+
+@contextmanager
+def any_length() -> Iterator[None]:
+    """Within the block, a field may hold a long completion."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def delimiter_of(file: Path) -> str:
@@ -83,7 +93,7 @@ def _kinds_of(file: Path, delimiter: str, first: int | None) -> Kinds:
     codes: dict[str, None] = {}
     kinds: dict[str, set[str]] = {}
     is_late = False
-    with open_text(file, newline="") as lines, suppress(csv.Error):  # of a field that is too long for it
+    with open_text(file, newline="") as lines, any_length(), suppress(csv.Error):  # whoever reads the file says so
         rows = filter(None, csv.reader(lines, delimiter=delimiter))
         header = next(rows, [])
         for i, row in enumerate(islice(rows, first)):

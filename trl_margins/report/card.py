@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class SetFacts:
     filtered: int | None = _counted("filtered", "the score gap is below the hard filter's threshold: not used")
     dropped: int | None = _counted("dropped", "the prompt alone fills the length limit, so the pair was not used")
     clear: int | None = None  # with a score gap of at least `eval_min_score_gap`; not in the card
-    is_training_set: bool = False  # the same rows
+    is_training_set: bool = False  # the same rows; not in the card
     shared_prompts: int | None = None  # with the training set; not in the card
 
 
@@ -87,6 +87,7 @@ class CardFacts:
     settings: Sequence[tuple[str, Any]] = ()  # field, or words, and value
     sets: Sequence[SetFacts] = ()
     evaluations: Sequence[Evaluation] = ()
+    trained_on: Collection[str] = ()  # the names of those that are of the training set's rows
     reports: Sequence[EvaluationReport] = ()
     min_score_gap: float = 2.0
     last_step: int = 0
@@ -111,11 +112,6 @@ class CardFacts:
         if not self.losses.keys() <= _LOGISTIC | own:
             return False
         return (self.weights, self.margins) == (names_of(self.method.weight), names_of(self.method.margin))
-
-    def is_trained_on(self, evaluation: Evaluation) -> bool:
-        """Whether it is of the training set's rows."""
-        names = (evaluation.name, f"eval {evaluation.name}") if evaluation.name else ("eval",)
-        return any(each.is_training_set for each in self.sets if each.name in names)
 
     @property
     def formula(self) -> str:
@@ -171,7 +167,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
         hub_id(facts.dataset_name),
     )
     data.tags = list(dict.fromkeys([MADE_BY_A_RUN, *tags]))
-    evaluations = [each for each in facts.evaluations if not facts.is_trained_on(each)]
+    evaluations = [each for each in facts.evaluations if each.name not in facts.trained_on]
     data.eval_results = eval_results(evaluations, facts.reports, facts.min_score_gap, step, *on_the_hub) or None
     counts = [
         f for f in fields(SetFacts) if f.metadata and any(getattr(of, f.name) not in (None, ()) for of in facts.sets)
@@ -232,7 +228,7 @@ def _logged(facts: CardFacts) -> str:
     names = [name for name in labels if any(name in of.numbers for of in facts.evaluations)]
     rows = [
         [
-            inline(of.name or "evaluation pairs") + ", trained on" * facts.is_trained_on(of),
+            inline(of.name or "evaluation pairs") + ", trained on" * (of.name in facts.trained_on),
             *(_cell(of.numbers.get(name)) for name in names),
             str(of.step),
         ]

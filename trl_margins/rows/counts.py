@@ -16,6 +16,7 @@ from .beside import Seen, count_unused, suspects_of, texts_beside
 from .form import COMPLETIONS, OF_TEMPLATES, TEMPLATE, PreferenceRow, RowError, RowReader, around_prompt, turn_mark
 from .messages import (
     USUAL_ROLES,
+    Message,
     Part,
     is_messages,
     may_be_messages,
@@ -31,7 +32,7 @@ _HUMAN = re.compile(  # begins a turn of the user in text
     r"\n\r?\nHuman:|\[INST\]"
     r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
 )
-_RENDERED = re.compile(rf"\s*(?:<[^<>\s]+>\s*)?({OF_TEMPLATES.pattern})")  # begins text that a chat template rendered
+_TEMPLATES = re.compile(r"[|｜]|INST|turn|SYS")  # in marks that nobody else writes
 _OF_TOOLS = re.compile("tool|function", re.IGNORECASE)
 _OF_A_TOOL = {"parameters", "input_schema", "description"}
 
@@ -50,7 +51,7 @@ class RowCounts:
     user_marks: Seen = field(default_factory=Seen)  # within a completion, what begins a turn of the user in text
     user_mark: str = ""  # the first of them
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
-    rendered: Seen = field(default_factory=Seen)  # prompts with a message that begins as a chat template's text does
+    rendered: Seen = field(default_factory=Seen)  # prompts with a message that a chat template has rendered
     rendered_mark: str = ""  # the first of their marks
     roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
@@ -110,8 +111,8 @@ class RowCounts:
                 self.user_turns.add(number)
             if row.prompt[-1]["role"] == "assistant":
                 self.prefilled.add(number)
-            if mark := next(filter(None, (_RENDERED.match(text_of([message])) for message in row.prompt)), None):
-                self.rendered_mark = self.rendered_mark or mark[1]
+            if rendered := next(filter(None, map(_rendered_mark, row.prompt)), None):
+                self.rendered_mark = self.rendered_mark or rendered
                 self.rendered.add(number)
             found = {message["role"] for part in (row.prompt, *completions) for message in part}
             for role in found.difference(USUAL_ROLES):
@@ -128,6 +129,15 @@ class RowCounts:
         if row.is_conversational and isinstance(asked, str) and asked.strip() not in prompt:
             self.contradicted.add(number)
         count_unused(self.unused, raw, number, prompt, suspects)
+
+
+def _rendered_mark(message: Message) -> str | None:
+    """The first mark of a chat template in a message that one seems to have rendered: it begins with some, and has two
+    of turns.
+    """
+    text = text_of([message])
+    marks = [mark[0] for mark in OF_TEMPLATES.finditer(text) if _TEMPLATES.search(mark[0])]
+    return marks[0] if len(marks) > 1 and text.lstrip()[:1] in ("<", "[") else None
 
 
 def _marks_turns(before: str, behind: str) -> bool:

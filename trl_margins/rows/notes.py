@@ -149,9 +149,9 @@ def notes(reader: RowReader, counts: RowCounts, read: Collection[str] = ()) -> I
         )
     if (seen := counts.rendered).n:
         yield warning(
-            f"in {seen.n} of {n} rows a message of the prompt begins with {counts.rendered_mark!r} (the first is row "
-            f"{seen.first}): if a chat template has rendered it, it is rendered a second time. Give the messages as "
-            "they were before, or prompt, chosen and rejected as text"
+            f"in {seen.n} of {n} rows a message of the prompt marks turns with {counts.rendered_mark!r} (the first is "
+            f"row {seen.first}): if a chat template has rendered it, it is rendered a second time. Give the messages "
+            "as they were before, or prompt, chosen and rejected as text"
         )
     for role, seen in counts.roles.items():
         yield warning(

@@ -66,7 +66,8 @@ def _set(facts: SetFacts, trainer: Any, named: bool) -> str:
     counts = {"ties": facts.ties, "reversed": facts.reversed, "flipped": facts.flipped}
     found = ["the same rows as train"] if facts.is_training_set else []
     if facts.shared_prompts and not facts.is_training_set:
-        found.append(f"{facts.shared_prompts} prompts that train has, too")
+        n = facts.shared_prompts
+        found.append(f"{n} prompt{'s' * (n != 1)} that train has, too")
     found += [
         f"{n} {what.removesuffix('s') if n == 1 else what}"
         for what, n in counts.items()

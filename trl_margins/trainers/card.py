@@ -176,7 +176,7 @@ def card_facts(
     """What a trainer knows, without pictures."""
     config, state, objective = trainer.args, trainer.state, trainer.objective
     folder = Path(config.output_dir).resolve().name
-    evals = trainer.eval_dataset
+    evals, evaluations = trainer.eval_dataset, logged_evaluations(state.log_history, trainer.loaded_step)
     split = None if isinstance(evals, dict) else getattr(evals, "split", None)
     return CardFacts(
         model_name=model_name or folder,
@@ -193,7 +193,8 @@ def card_facts(
         gamma=objective.gamma,
         settings=settings(trainer),
         sets=list(trainer.set_facts.values()),
-        evaluations=logged_evaluations(state.log_history, trainer.loaded_step),
+        evaluations=evaluations,
+        trained_on=frozenset(each.name for each in evaluations if trainer.is_trained_on(each.name)),
         min_score_gap=trainer.options.eval_min_score_gap,
         last_step=state.global_step,
         best_step=trainer.loaded_step,

@@ -165,10 +165,12 @@ class CheckpointMixin(MarginTrainer):
             )
         check_active(self.model)
         check_saved(self.model)
-        if (types := types_of(self.model)) != self._first_types and "16" in types:
+        types = types_of(self.model)
+        if any("16" in each for each in types.split(", ") if each not in self._first_types.split(", ")):
+            by = ". An evaluation with fp16_full_eval or bf16_full_eval converts them: load the model again"
             logger.warning(
                 f"the weights are {types} by now, and were {self._first_types} when the trainer was made: they train "
-                "so. An evaluation with fp16_full_eval or bf16_full_eval converts them: load the model again"
+                "so" + by * (self.args.fp16_full_eval or self.args.bf16_full_eval)
             )
         self.settings = run_settings(self)  # before the model is wrapped
         check_path("resume_from_checkpoint", place := resume_from_checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Set
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .arguments import OwnMetrics, check_settings
 from .best import BestMixin
 from .finite import FiniteSteps
 from .model_checks import naming_dtypes
-from .preparation import as_taken
+from .preparation import as_taken, eval_split
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,15 @@ class EvaluationMixin(BestMixin):
     _said: Set[str] = frozenset()  # warnings
     _prefix: str  # of the metrics of the set that is evaluated
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
+    _is_given: bool | None = (
+        None  # whether the set that is evaluated is the training set; None if it is one of its own
+    )
+    _given: Mapping[str, bool] = MappingProxyType({})  # the same, by what its metrics are called
+
+    def is_trained_on(self, name: str) -> bool:
+        """Whether numbers that were logged for the evaluation set of this name are of the training set's rows."""
+        split = eval_split(name) if name else "eval"
+        return self._given.get(name, split in self.set_facts and self.set_facts[split].is_training_set)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """TRL's.
@@ -54,6 +64,8 @@ class EvaluationMixin(BestMixin):
                 raise unknown("evaluation set", eval_dataset, self.eval_dataset)
         elif eval_dataset is not None and not isinstance(eval_dataset, Dataset | IterableDataset):
             as_taken(eval_dataset, "evaluation", self.args)
+        is_own = eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset
+        self._is_given = None if is_own else eval_dataset is self.train_dataset
         dataloader = super().get_eval_dataloader(eval_dataset)
         check_lockstep(self.accelerator, dataloader, "evaluation")
         self._warn_of_rows(dataloader)
@@ -98,6 +110,9 @@ class EvaluationMixin(BestMixin):
         check_settings(self.args, self._settings_read)
         self._finite.check_weights()
         self._evaluated, self._prefix = [], metric_key_prefix
+        name = metric_key_prefix.removeprefix("eval").removeprefix("_")
+        others = {key: value for key, value in self._given.items() if key != name}
+        self._given = others if self._is_given is None else {**others, name: self._is_given}
         self._buffers["eval"] = MetricBuffer()  # what `predict`, or an evaluation that was cut off, has left
         if self.compute_metrics is not None and not isinstance(self.compute_metrics, OwnMetrics):
             self.compute_metrics = OwnMetrics(self.compute_metrics)

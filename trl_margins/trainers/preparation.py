@@ -110,7 +110,7 @@ def prepare_datasets(
         split: replace(
             facts[split],
             is_training_set=_same_rows(dataset, train),
-            shared_prompts=len(opened[TRAIN].counts.prompts & opened[split].counts.prompts - {hash("")}),
+            shared_prompts=_shared_prompts(opened[TRAIN], opened[split]),
         )
         for split, dataset in given.items()
         if split != TRAIN and isinstance(dataset, Dataset) and isinstance(train, Dataset)
@@ -144,6 +144,13 @@ def _same_rows(one: Dataset, other: Dataset) -> bool:
     if len(one) != len(other):
         return False
     return one._indices is None and other._indices is None and bool(one.data.table.equals(other.data.table))
+
+
+def _shared_prompts(one: OpenedSet, other: OpenedSet) -> int | None:
+    """How many prompts both have; None where they have images, too."""
+    if not {*IMAGES}.isdisjoint(column_names(other.dataset)):
+        return None
+    return len(one.counts.prompts & other.counts.prompts - {hash("")})
 
 
 def opened_set(

@@ -23,13 +23,14 @@ class LengthGroups(LengthGroupedSampler):
     resumed within its second epoch, which would train some pairs twice and others never.
     """
 
-    # accelerate's `set_epoch` does not reach it on several ranks, where a resumed run skips batches
-    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, first_epoch: Callable[[], int]) -> None:
         super().__init__(batch_size, lengths=lengths)
-        self._seed, self._epoch = seed, epoch
+        self._seed, self._first_epoch = seed, first_epoch
+        self._epoch: int | None = None  # accelerate's `set_epoch` does not come here from ranks that resume
 
     def __iter__(self) -> Iterator[Any]:
-        self.generator = torch.Generator().manual_seed(self._seed + self._epoch())
+        self._epoch = self._first_epoch() if self._epoch is None else self._epoch + 1
+        self.generator = torch.Generator().manual_seed(self._seed + self._epoch)
         return super().__iter__()
 
 
@@ -49,10 +50,11 @@ class SamplingMixin(MarginTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
-        if type(sampler) is not LengthGroupedSampler:
+        if type(sampler) is not LengthGroupedSampler or sampler.generator is not None:
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroups(sampler.batch_size, sampler.lengths, seed, lambda: int(self.state.epoch or 0))
+        lengths = list(sampler.lengths[:])  # at once: a column of `datasets` reads each by itself
+        return LengthGroups(sampler.batch_size, lengths, seed, lambda: int(self.state.epoch or 0))
 
 
 def _with_lengths(dataset: Any, column: str) -> Any:

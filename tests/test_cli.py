@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ import trl_margins
 from trl_margins import cli
 from trl_margins.cli import completion, env, main, options, train
 from trl_margins.cli.mixture import mixture_splits
-from trl_margins.cli.train import as_argument, loading, parse
+from trl_margins.cli.train import as_argument, datasets_of, loading, parse
 from trl_margins.data.demo import make_demo_splits
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.methods import METHODS, names_of
@@ -671,11 +671,46 @@ def test_slices_of_splits(tmp_path):
     for spec in ("train[:5]", "train[-2:]", "train[:10%]+test", "test+train[18:]"):
         expected = datasets.load_dataset(str(tmp_path), split=spec).to_list()
         assert pick_split(splits, spec, "pairs").to_list() == expected
-    for wrong, said in {"nope[:3]": "Unknown split", "train[a]": "Unrecognized instruction"}.items():
-        with pytest.raises(ValueError, match=rf"^data set 'pairs', split '{re.escape(wrong)}': {said}"):
-            pick_split(splits, wrong, "pairs")
+    wrong = {
+        "nope[:3]": ": Unknown split",
+        "train[a]": ": Unrecognized instr",
+        "train[20:]": " has no rows: the splits",
+    }
+    for spec, said in wrong.items():
+        with pytest.raises(ValueError, match=rf"^data set 'pairs', split '{re.escape(spec)}'{said}"):
+            pick_split(splits, spec, "pairs")
+    with pytest.raises(ValueError, match="a stream has no slices: load the data set instead"):
+        pick_split(load_splits(str(tmp_path), streaming=True), "train[:5]", "pairs")
     mixture = DatasetMixtureConfig(datasets=[DatasetConfig(str(tmp_path), split="train[:5]")])
     assert len(mixture_splits(mixture)["train"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "sizes"),
+    [
+        ("--dataset_train_split train[:5] --dataset_test_split train[5:9]", (5, 4)),
+        (
+            "--dataset_train_split train[-50%:] --eval_dataset_name {}/more/test.jsonl --dataset_test_split x",
+            (10, 3),
+        ),
+        ("--eval_dataset_name {}/more/test.jsonl --dataset_test_split train[:2]", (20, 2)),
+        ("--eval_dataset_name {}/more", (20, 3)),
+        (
+            "--eval_dataset_name {}/more --dataset_test_split nope",
+            "more' has the splits .'test'., not 'nope'",
+        ),
+        ("--dataset_train_split nope[:3]", "has the splits .'train'., not 'nope.:3.'"),
+    ],
+)
+def test_slices_to_train_on_and_to_evaluate_on(flags, sizes, tmp_path):
+    (tmp_path / "more").mkdir()
+    preference_rows(20).to_json(tmp_path / "pairs.jsonl")
+    preference_rows(3).to_json(tmp_path / "more/test.jsonl")
+    given = ["--dataset_name", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / "o")]
+    given += f"--model_name_or_path m --eval_strategy epoch --bf16 false {flags.format(tmp_path)}".split()
+    with nullcontext() if isinstance(sizes, tuple) else pytest.raises(ValueError, match=sizes):
+        script, config, _, mixture = parse(given)
+        assert tuple(map(len, datasets_of(script, config, mixture))) == sizes
 
 
 @pytest.mark.parametrize("name", ["https://www.kaggle.com/datasets/a/b", "s3://b/a.jsonl", "https://hf.co/a/b"])

@@ -393,7 +393,8 @@ LATE = [("Be brief", "Be brief"), ("007", "007"), ("True", True), ("3", 3.0), ("
 def test_a_column_of_a_table_that_begins_late(cell, value, folder):
     lines = [f"p{i},a,b," for i in range(10_002)]
     (folder / "a.csv").write_text("prompt,chosen,rejected,x\n" + "\n".join(lines) + cell + "\n")
-    assert load_splits(str(folder / "a.csv"))["train"]["x"][-2:] == [None, value]
+    for name in (folder, folder / "a.csv"):
+        assert load_splits(str(name))["train"]["x"][-2:] == [None, value]
 
 
 @pytest.mark.parametrize(("cell", "value"), LATE)
@@ -401,6 +402,15 @@ def test_a_column_that_is_empty_in_one_table(cell, value, folder):
     for name, last in {"a": "", "b": cell, "c": ""}.items():
         (folder / f"{name}.csv").write_text(f"prompt,chosen,rejected,x\np,a,b,\np,a,b,{last}\n")
     assert load_splits(str(folder))["train"]["x"][:] == [None, None, None, value, None, None]
+
+
+@pytest.mark.parametrize(
+    "header", ["prompt;chosen;rejected;rating (1=bad, 2=ok, 3=good, 4=great)", "prompt,chosen,rejected,a|b|c|d"]
+)
+def test_a_column_whose_name_has_another_delimiter(header, folder):
+    mark = header[6]
+    (folder / "a.csv").write_text(f"{header}\n{mark.join('pab1')}\n")
+    assert load_splits(str(folder))["train"].column_names == header.split(mark)
 
 
 def test_columns_that_are_empty_or_not_there_in_one_file(folder):

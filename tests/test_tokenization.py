@@ -12,7 +12,7 @@ from conftest import BASES, load, preference_rows, quiet
 from datasets import Dataset
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -186,6 +186,21 @@ def test_length_grouping_is_transformers_own(base, tiny_model, tokenizer, tmp_pa
     plain = sum(max(lengths[s : s + 4]) - min(lengths[s : s + 4]) for s in range(0, 32, 4))
     assert spread < plain
     assert ROW in trainer.train_dataset.column_names
+
+
+def test_groups_of_an_encoder_decoder(tiny_encoder_decoder, tokenizer, tmp_path):
+    rows = preference_rows(8)
+    trainer = MarginCPOTrainer(
+        AutoModelForSeq2SeqLM.from_pretrained(tiny_encoder_decoder),
+        args=MarginCPOConfig(
+            **quiet(output_dir=str(tmp_path), train_sampling_strategy="group_by_length", max_steps=1)
+        ),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    labels = (trainer.train_dataset[f"{side}_labels"] for side in ("chosen", "rejected"))
+    assert trainer.train_dataset["length"][:] == [len(one) + len(other) for one, other in zip(*labels, strict=True)]
 
 
 class HalfEpochs(TrainerCallback):

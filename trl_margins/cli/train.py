@@ -20,7 +20,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..checks import check_text
-from ..data.loading import load_splits, pick_split
+from ..data.loading import is_slice, load_splits, pick_split
 from ..data.noise import flip_labels, parse_noise
 from ..disk import check_writable
 from ..distributed import agreed, check_processes, wait_before_leaving
@@ -50,8 +50,8 @@ from .train_options import (
     TrainArguments,
     chat_template,
     check_run,
+    check_splits,
     evaluates_while_training,
-    training_splits,
 )
 
 logger = logging.getLogger(__name__)
@@ -486,11 +486,16 @@ def datasets_of(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
     held_out = mixture.datasets and test not in splits
     evaluates = evaluates_while_training(config)
     own = evaluates and not (script.eval_dataset_name or held_out)
-    train, evals = training_splits(splits, script.dataset_train_split, test if own else None, name)
+    check_splits(splits, script.dataset_train_split, test if own else None, name)
+    train = pick_split(splits, script.dataset_train_split, name)
+    evals = pick_split(splits, test, name) if own else None
     if script.eval_dataset_name:
         splits = load_splits(script.eval_dataset_name, decoded=IMAGES)
-        only = len(splits) == 1  # whatever its name
-        return train, pick_split(splits, None if only else test, script.eval_dataset_name, "--dataset_test_split")
+        name = script.eval_dataset_name
+        # the one split of a file is train, whatever is asked for
+        one = Path(name).expanduser().is_file() or test == TrainArguments.dataset_test_split
+        only = len(splits) == 1 and one and not is_slice(test)
+        return train, pick_split(splits, None if only else test, name, "--dataset_test_split")
     if held_out and evaluates:
         return train, mixture_test_split(mixture, test, named)
     return train, evals

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,23 +225,26 @@ def evaluates_while_training(config: Any) -> bool:
     return bool(config.eval_strategy != "no" or config.eval_on_start)
 
 
-def training_splits(splits: Mapping[str, Any], train: str, test: str | None, name: str) -> tuple[Any, Any]:
-    """The split to train on, and that to evaluate on if one is named.
-
+def check_splits(there: Collection[str], train: str, test: str | None, name: str) -> None:
+    """
     Raises:
-        ValueError: the data set lacks one of them, or both.
+        ValueError: the data set lacks the split to train on, or that to evaluate on if one is named.
     """
     named = (("--dataset_train_split", train), ("--dataset_test_split", test))
-    if missing := {flag: split for flag, split in named if split is not None and split not in splits}:
+    if missing := {flag: split for flag, split in named if split is not None and not _names(split) <= {*there}}:
         without = (
             ", or another data set to evaluate on with --eval_dataset_name; `train` needs none with "
             "--eval_strategy no --eval_on_start false"
         )
         raise ValueError(
-            f"data set {name!r} has the splits {list(splits)}, not {' and '.join(map(repr, missing.values()))}: name "
+            f"data set {name!r} has the splits {list(there)}, not {' and '.join(map(repr, missing.values()))}: name "
             f"one of them with {' and '.join(missing)}{without * ('--dataset_test_split' in missing)}"
         )
-    return splits[train], None if test is None else splits[test]
+
+
+def _names(split: str) -> set[str]:
+    """The splits of which it is one, a slice, or the sum."""
+    return {part.partition("[")[0].strip() for part in split.split("+")}
 
 
 def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> None:
@@ -263,7 +266,7 @@ def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
     elif mixture.streaming:
         raise ValueError("streaming is for `datasets` in the YAML: dataset_name is streamed with dataset_streaming")
     elif name and Path(name).expanduser().is_file():
-        training_splits({"train": None}, script.dataset_train_split, test if evaluates else None, name)
+        check_splits(["train"], script.dataset_train_split, test if evaluates else None, name)
     if streams and config.max_steps < 1:
         raise ValueError("max_steps must be set for a data set that is streamed, whose length is not known")
     if streams and getattr(config, "precompute_ref_log_probs", False):

@@ -19,7 +19,6 @@ from datasets import (
     DatasetInfo,
     Features,
     IterableDataset,
-    IterableDatasetDict,
     ReadInstruction,
     concatenate_datasets,
 )
@@ -124,7 +123,7 @@ def pick_split(
     """
     if split is None and len(splits) == 1:
         split = next(iter(splits))
-    if split is not None and re.search(r"[\[+]", split) and not isinstance(splits, IterableDatasetDict):
+    if split is not None and is_slice(split):
         return sliced(splits, split, name)
     if split not in splits:
         named = "" if split is None else f", not {split!r}"
@@ -132,13 +131,31 @@ def pick_split(
     return splits[split]
 
 
-def sliced(splits: Mapping[str, Dataset], split: str, name: str) -> Dataset:
-    """The rows of a slice, `train[:10%]`; a ValueError if it is none."""
+def is_slice(split: str) -> bool:
+    """Whether it is a slice, or several splits, and no name of one."""
+    return bool(re.search(r"[\[+]", split))
+
+
+def sliced(splits: Mapping[str, Any], split: str, name: str) -> Dataset:
+    """The rows of a slice, `train[:10%]`.
+
+    Raises:
+        ValueError: it is none, or has no rows; or a stream, which has no slices.
+    """
+    what = f"data set {name!r}, split {split!r}"
+    if any(isinstance(rows, IterableDataset) for rows in splits.values()):
+        raise ValueError(f"{what}: a stream has no slices: load the data set instead of streaming it")
     try:
         parts = ReadInstruction.from_spec(split).to_absolute({each: len(rows) for each, rows in splits.items()})
     except (ValueError, AssertionError) as error:
-        raise ValueError(f"data set {name!r}, split {split!r}: {error}") from error
-    return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
+        raise ValueError(f"{what}: {error}") from error
+    chosen = [(part.splitname, range(len(splits[part.splitname]))[part.from_ : part.to]) for part in parts]
+    found = [splits[each].select(rows) for each, rows in chosen if rows]
+    if not found:
+        raise ValueError(
+            f"{what} has no rows: the splits have {', '.join(f'{each} {len(splits[each])}' for each in splits)}"
+        )
+    return concatenate_datasets(found)
 
 
 def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:

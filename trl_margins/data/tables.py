@@ -14,6 +14,7 @@ from .local_files import open_text
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in columns that are no prompts or answers
 _AT_ONCE = 10_000  # rows that `datasets` reads at once: a column's type is that of the first of them
+_ALL = 2**31 - 1
 _WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 _NUMBER = re.compile(r"(?i)\s*[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf|infinity)\s*", re.ASCII)
 _FLAGS = ("true", "false")
@@ -49,7 +50,12 @@ def delimiter_of(file: Path) -> str:
     """The delimiter between the columns of a table."""
     if ".tsv" in file.name.lower():
         return "\t"
-    return max(",;\t|", key=lambda mark: len(_header_of(file, mark)))
+
+    def fits(mark: str) -> tuple[int, int]:
+        header = _header_of(file, mark)  # in which a column may have another mark in its name
+        return len({"prompt", "chosen", "rejected"} & {*header}), len(header)
+
+    return max(",;\t|", key=fits)
 
 
 def table_options(files: Sequence[Path], texts: Collection[str], first: int | None) -> tuple[dict[str, Any], bool]:
@@ -80,7 +86,7 @@ def table_options(files: Sequence[Path], texts: Collection[str], first: int | No
     }
     # 1.5 may be behind 10,000 whole numbers, or the first text behind 10,000 rows without one
     if not first and (any("both" in each for each in kinds.values()) or any(each.is_late for each in found)):
-        options["chunksize"] = None
+        options["chunksize"] = _ALL  # not None, which the settings of a folder would not take
     return options, len({frozenset(each.of) for each in found}) > 1
 
 

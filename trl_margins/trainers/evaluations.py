@@ -37,9 +37,7 @@ class EvaluationMixin(BestMixin):
     _said: Set[str] = frozenset()  # warnings
     _prefix: str  # of the metrics of the set that is evaluated
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
-    _is_given: bool | None = (
-        None  # whether the set that is evaluated is the training set; None if it is one of its own
-    )
+    _is_given: bool | None = None  # whether it is `train_dataset`; None of the trainer's own evaluation sets
     _given: Mapping[str, bool] = MappingProxyType({})  # the same, by what its metrics are called
 
     def is_trained_on(self, name: str) -> bool:

@@ -15,6 +15,8 @@ from ..rows.scores import check_numbers
 from .base import MarginTrainer
 from .preparation import TRAIN
 
+_TOKENS = ("input_ids", "ids", "labels")  # CPOTrainer's, DPOTrainer's, and those of encoder-decoders
+
 
 class LengthGroups(LengthGroupedSampler):
     """transformers' sampler, with an order that depends on the seed and the epoch alone.
@@ -65,7 +67,7 @@ def _with_lengths(dataset: Any, column: str) -> Any:
         check_numbers(dataset, column, TRAIN)
         return dataset
     chosen, rejected = (
-        dataset[next(name for name in (f"{side}_input_ids", f"{side}_ids") if name in dataset.column_names)]
+        dataset[next(f"{side}_{kind}" for kind in _TOKENS if f"{side}_{kind}" in dataset.column_names)]
         for side in ("chosen", "rejected")
     )
     return dataset.add_column(column, [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)])

@@ -265,6 +265,7 @@ def test_values_that_are_right(text):
         ("use_peft: true\nlora_target_modules: (", r"lora_target_modules pattern '\(' is not a regular expression"),
         ("use_peft: true\nlora_task_type: SEQ_CLS", "task type is 'SEQ_CLS'.*set lora_task_type to CAUSAL_LM"),
         ("label_smoothing_factor: 0.3", "label_smoothing_factor=0.3 .*no preference loss reads"),
+        ("torch_compile_mode: weird", "unknown torch_compile_mode 'weird'; known: default, .*max-autotune"),
         ("torch_compile_backend: inducto", "unknown torch_compile_backend 'inducto'.*mean 'inductor'"),
         ("lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {lr_end: 0.1}", "must be smaller than initial lr"),
         ("recipe: a/b", "unknown key 'recipe'"),

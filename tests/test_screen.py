@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 from trl_margins import GapPOConfig, GapPOTrainer
 from trl_margins import logging as log
 from trl_margins.cli import main
-from trl_margins.trainers.interrupts import Interrupts
+from trl_margins.trainers.interrupts import Interrupts, _EndsSteps
 from trl_margins.trainers.progress import line_of
 from trl_margins.trainers.whole import is_whole
 
@@ -493,6 +494,19 @@ def test_all_ranks_stop_where_one_is_told(tiny_model, pairs, tmp_path):
     assert said.count(f"stopped after step 1: {out}/checkpoint-1 has") == 1
     assert "resume  the same command with --resume_from_checkpoint true" in said
     assert (out / "checkpoint-1" / "trainer_state.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_within_the_callback_of_a_weak_reference():
+    """Python drops what is raised there; the first step ends the run instead."""
+    interrupts, thing = Interrupts(), torch.nn.Identity()
+    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with interrupts.heard():
+        del thing
+        assert reference() is None
+        with pytest.raises(SystemExit) as ended:
+            _EndsSteps(interrupts).on_step_begin(None, None, None)
+    assert ended.value.code == 143
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

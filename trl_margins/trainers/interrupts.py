@@ -118,6 +118,8 @@ class _EndsSteps(TrainerCallback):
         self.interrupts = interrupts
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.interrupts.ending is None and self.interrupts.signal is not None:
+            raise SystemExit(self.interrupts.status)  # that of the signal was lost: Python drops those of weakref's
         self.interrupts.ending, self.interrupts.of_epoch = "stopping after this step, with a checkpoint", False
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

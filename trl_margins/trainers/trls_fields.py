@@ -74,6 +74,12 @@ def check_for_trl(config: TrainingArguments) -> None:
     backend, known = getattr(config, "torch_compile_backend", None), [each.lower() for each in DynamoBackend.list()]
     if backend is not None and backend.lower() not in known:
         raise unknown("torch_compile_backend", backend, known)
+    mode = getattr(config, "torch_compile_mode", None)
+    if mode is not None and (backend or "inductor").lower() == "inductor":
+        from torch._inductor import list_mode_options  # takes its time to import
+
+        if mode not in (modes := list_mode_options()):
+            raise unknown("torch_compile_mode", mode, modes)
     if config.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor={config.label_smoothing_factor:g} is transformers', for a loss over all "

@@ -518,7 +518,7 @@ def hostile(tiny_model, tokenizer, tmp_path_factory):
             )
         ),
         train_dataset=rows,
-        eval_dataset={"easy": rows, f"../../{EVIL}": rows},
+        eval_dataset=dict.fromkeys(("easy", f"../../{EVIL}"), rows.select(range(6))),
         processing_class=tokenizer,
     )
     trainer.train()

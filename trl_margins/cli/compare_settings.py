@@ -275,8 +275,8 @@ class SharedSettings:
                     differs = ["simpo_gamma" if each == "gamma_beta_ratio" else each for each in differs]
                 raise ValueError(f"{', '.join(differs)} would make another method of it: leave that out")
             check_run(*run)
-            if "num_train_epochs" in own and run[1].max_steps > 0:
-                raise ValueError(f"num_train_epochs has no effect beside max_steps {run[1].max_steps}: leave one out")
+            if "num_train_epochs" in own and (steps := run[1].max_steps) > 0:
+                logger.warning("%s: num_train_epochs has no effect beside max_steps %d", variant.name, steps)
         except ValueError as error:
             raise ValueError(f"method {variant.name!r}: {error}") from error
         script, config, _, mixture = run

@@ -491,11 +491,10 @@ def datasets_of(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
     evals = pick_split(splits, test, name) if own else None
     if script.eval_dataset_name:
         splits = load_splits(script.eval_dataset_name, decoded=IMAGES)
-        name = script.eval_dataset_name
-        # the one split of a file is train, whatever is asked for
-        one = Path(name).expanduser().is_file() or test == TrainArguments.dataset_test_split
-        only = len(splits) == 1 and one and not is_slice(test)
-        return train, pick_split(splits, None if only else test, name, "--dataset_test_split")
+        name, nobody_said = script.eval_dataset_name, test == TrainArguments.dataset_test_split
+        # the only split of a file is called train, whatever it is for
+        any_name = len(splits) == 1 and (nobody_said or Path(name).expanduser().is_file()) and not is_slice(test)
+        return train, pick_split(splits, None if any_name else test, name, "--dataset_test_split")
     if held_out and evaluates:
         return train, mixture_test_split(mixture, test, named)
     return train, evals

@@ -17,6 +17,7 @@ from trl import ModelConfig, ScriptArguments, get_peft_config
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..checks import check_options, expression_of, unknown
+from ..data.loading import names_in
 from ..data.noise import parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
@@ -231,7 +232,7 @@ def check_splits(there: Collection[str], train: str, test: str | None, name: str
         ValueError: the data set lacks the split to train on, or that to evaluate on if one is named.
     """
     named = (("--dataset_train_split", train), ("--dataset_test_split", test))
-    if missing := {flag: split for flag, split in named if split is not None and not _names(split) <= {*there}}:
+    if missing := {flag: split for flag, split in named if split is not None and not names_in(split) <= {*there}}:
         without = (
             ", or another data set to evaluate on with --eval_dataset_name; `train` needs none with "
             "--eval_strategy no --eval_on_start false"
@@ -240,11 +241,6 @@ def check_splits(there: Collection[str], train: str, test: str | None, name: str
             f"data set {name!r} has the splits {list(there)}, not {' and '.join(map(repr, missing.values()))}: name "
             f"one of them with {' and '.join(missing)}{without * ('--dataset_test_split' in missing)}"
         )
-
-
-def _names(split: str) -> set[str]:
-    """The splits of which it is one, a slice, or the sum."""
-    return {part.partition("[")[0].strip() for part in split.split("+")}
 
 
 def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) -> None:

@@ -82,8 +82,9 @@ def load_splits(
         FileNotFoundError: something that looks like a path and is not there.
         OSError: the cache of `datasets` cannot be written to.
     """
-    address = None if Path(name).exists() else _ADDRESS.match(name)
-    if "://" in name and not (Path(name).exists() or address):
+    is_there = Path(name).exists()
+    address = None if is_there else _ADDRESS.match(name)
+    if "://" in name and not (is_there or address):
         raise ValueError(f"{name} is an address: download the file, and name it; of a set on the Hub, give the id")
     path = None if address and address[1] else existing(name)
     if path is None and name in BUILDERS.values():  # `datasets` would read the working directory
@@ -134,6 +135,11 @@ def pick_split(
 def is_slice(split: str) -> bool:
     """Whether it is a slice, or several splits, and no name of one."""
     return bool(re.search(r"[\[+]", split))
+
+
+def names_in(split: str) -> set[str]:
+    """The splits of which it is one, a slice, or the sum."""
+    return {part.partition("[")[0].strip() for part in split.split("+")}
 
 
 def sliced(splits: Mapping[str, Any], split: str, name: str) -> Dataset:

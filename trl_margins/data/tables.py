@@ -14,7 +14,7 @@ from .local_files import open_text
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in columns that are no prompts or answers
 _AT_ONCE = 10_000  # rows that `datasets` reads at once: a column's type is that of the first of them
-_ALL = 2**31 - 1
+_ALL = 2**31 - 1  # rows, or characters
 _WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 _NUMBER = re.compile(r"(?i)\s*[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|inf|infinity)\s*", re.ASCII)
 _FLAGS = ("true", "false")
@@ -39,7 +39,7 @@ class Kinds(NamedTuple):
 @contextmanager
 def any_length() -> Iterator[None]:
     """Within the block, a field may hold a long completion."""
-    limit = csv.field_size_limit(2**31 - 1)
+    limit = csv.field_size_limit(_ALL)
     try:
         yield
     finally:

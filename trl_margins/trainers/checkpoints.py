@@ -57,7 +57,7 @@ from .loaded_optimizers import (
     options_of,
     unwrapped,
 )
-from .settings import exported_states, of_every_rank, run_settings, types_of
+from .settings import exported_states, of_every_rank, run_settings
 from .whole import check_exported, forget_files, is_whole, kept_by, kept_of_others, record_files, step_of
 
 logger = logging.getLogger(__name__)
@@ -165,14 +165,14 @@ class CheckpointMixin(MarginTrainer):
             )
         check_active(self.model)
         check_saved(self.model)
-        types = types_of(self.model)
-        if any("16" in each for each in types.split(", ") if each not in self._first_types.split(", ")):
+        self.settings = run_settings(self)  # before the model is wrapped
+        types = self.settings["weight_types"]
+        if any("16" in each for each in {*types.split(", ")} - {*self._first_types.split(", ")}):
             by = ". An evaluation with fp16_full_eval or bf16_full_eval converts them: load the model again"
             logger.warning(
                 f"the weights are {types} by now, and were {self._first_types} when the trainer was made: they train "
                 "so" + by * (self.args.fp16_full_eval or self.args.bf16_full_eval)
             )
-        self.settings = run_settings(self)  # before the model is wrapped
         check_path("resume_from_checkpoint", place := resume_from_checkpoint)
         place = os.path.realpath(place) if isinstance(place, str | os.PathLike) else place and str(place)
         given = {"resume_from_checkpoint of train()": place}

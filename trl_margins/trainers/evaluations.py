@@ -38,12 +38,14 @@ class EvaluationMixin(BestMixin):
     _prefix: str  # of the metrics of the set that is evaluated
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
     _is_given: bool | None = None  # whether it is `train_dataset`; None of the trainer's own evaluation sets
-    _given: Mapping[str, bool] = MappingProxyType({})  # the same, by what its metrics are called
+    _given: Mapping[str, bool | None] = MappingProxyType({})  # the same, by what its metrics are called
 
     def is_trained_on(self, name: str) -> bool:
         """Whether numbers that were logged for the evaluation set of this name are of the training set's rows."""
+        if (given := self._given.get(name)) is not None:
+            return given
         split = eval_split(name) if name else "eval"
-        return self._given.get(name, split in self.set_facts and self.set_facts[split].is_training_set)
+        return split in self.set_facts and self.set_facts[split].is_training_set
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """TRL's.
@@ -108,9 +110,7 @@ class EvaluationMixin(BestMixin):
         check_settings(self.args, self._settings_read)
         self._finite.check_weights()
         self._evaluated, self._prefix = [], metric_key_prefix
-        name = metric_key_prefix.removeprefix("eval").removeprefix("_")
-        others = {key: value for key, value in self._given.items() if key != name}
-        self._given = others if self._is_given is None else {**others, name: self._is_given}
+        self._given = {**self._given, metric_key_prefix.removeprefix("eval").removeprefix("_"): self._is_given}
         self._buffers["eval"] = MetricBuffer()  # what `predict`, or an evaluation that was cut off, has left
         if self.compute_metrics is not None and not isinstance(self.compute_metrics, OwnMetrics):
             self.compute_metrics = OwnMetrics(self.compute_metrics)

@@ -162,7 +162,7 @@ def filled(command: str, flags: list[tuple[str, str | None]]) -> list[str]:
     words = [command]
     for flag, value in flags:
         action = action_of(command, flag)
-        values = [] if value in (None, GAP) else value.split()
+        values = [] if value in (None, GAP) else shlex.split(value)
         if not values and action is not None and action.nargs not in (0, "?"):
             values = [INSTEAD.get(flag, example(action))]
         words += [f"--{flag}", *(INSTEAD.get(flag if word.isupper() else word, word) for word in values)]

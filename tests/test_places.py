@@ -85,6 +85,19 @@ def test_a_file_is_what_it_was_after_the_check(here):
         check_files(["file/x"])
 
 
+def test_what_is_written_over_is_said_before(here, caplog):
+    """Each command once, then into the place of its own result."""
+    for out in ("scored.jsonl", "folder"):
+        for said in (False, True):
+            caplog.clear()
+            main(["score", "rows.jsonl", "--out", out])
+            assert (f"{out} is there" in caplog.text or f"data set in {out} will be" in caplog.text) is said
+    caplog.clear()
+    Path("empty").touch()
+    check_files(["file", "empty", "new.json"])
+    assert [record.message for record in caplog.records] == ["file is there, and will be written over"]
+
+
 def test_a_pipe_is_opened_by_who_writes_to_it(here):
     """Opened and closed before, it would end for its reader."""
     os.mkfifo("pipe")

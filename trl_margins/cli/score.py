@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from ..rows import open_rows
 from ..tables import aligned
 from .options import DTYPES, OptionsParser, RowOptions, data_first, option, warn_of_unread
 from .setup import check_files, find_model, load_tokenizer, weights_of
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -215,6 +218,8 @@ def check_place(output: str, source: str, n_splits: int) -> None:
     if (folder / other).exists():
         raise ValueError(f"{output} has another saved data set: name another folder, or remove it")
     check_writable(folder)
+    if any(folder.glob("*.json")):
+        logger.warning("the data set in %s will be written over", output)
 
 
 def write(output: str, splits: DatasetDict) -> None:

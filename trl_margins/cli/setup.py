@@ -40,6 +40,8 @@ def check_files(outputs: Iterable[str | Path | None], inputs: Iterable[str | Pat
         places[file.resolve()] = "is to be written twice"
         check_writable(file.parent)
         is_new = not file.exists()
+        if not is_new and file.stat().st_size:
+            logger.warning("%s is there, and will be written over", file)
         try:
             with file.open("ab"):
                 pass

@@ -33,6 +33,8 @@ _HUMAN = re.compile(  # begins a turn of the user in text
     r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
 )
 _TEMPLATES = re.compile(r"[|｜]|INST|turn|SYS")  # in marks that nobody else writes
+# asks the model for a turn
+_TO_ANSWER = re.compile(r"(?:\b(?:ASSISTANT|[Aa]ssistant)|### ?Response)(?:[|｜]>|[ \t]*:)\s*\Z")
 _OF_TOOLS = re.compile("tool|function", re.IGNORECASE)
 _OF_A_TOOL = {"parameters", "input_schema", "description"}
 
@@ -133,11 +135,13 @@ class RowCounts:
 
 def _rendered_mark(message: Message) -> str | None:
     """The first mark of a chat template in a message that one seems to have rendered: it begins with some, and has two
-    of turns.
+    of turns; or it has a dialogue, and ends where the model is to answer.
     """
     text = text_of([message])
     marks = [mark[0] for mark in OF_TEMPLATES.finditer(text) if _TEMPLATES.search(mark[0])]
-    return marks[0] if len(marks) > 1 and text.lstrip()[:1] in ("<", "[") else None
+    if len(marks) > 1 and text.lstrip()[:1] in ("<", "["):
+        return marks[0]
+    return turn_mark(text) if _TO_ANSWER.search(text) else None
 
 
 def _marks_turns(before: str, behind: str) -> bool:

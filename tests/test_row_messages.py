@@ -122,7 +122,7 @@ CASES: dict[str, Callable[[], Any]] = {
         *(CHAT | {"prompt": [user(f"<{word}> q </{word}> <{word}> q")]} for word in ("user", "system", "div")),
     ),
     "rendered prompts, of text": pairs(
-        *(CHAT | {"prompt": [user(text)]} for text in ("Write me an Assistant:", "Q: why\nAnswer:", "USER: x\nModel:")),
+        *(CHAT | {"prompt": [user(text)]} for text in ("Make an Assistant:", "Q: x\nAnswer:", "USER: x\nModel:")),
         CHAT | {"prompt": [user("A chat. USER: q ASSISTANT:")]},
         CHAT | {"prompt": [user("Below is a task.\n\n### Instruction:\nq\n\n### Response:\n")]},
         CHAT | {"prompt": [user("GPT4 Correct User: q<|end_of_turn|>GPT4 Correct Assistant:")]},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 
 from ..checks import check_options, expression_of, unknown
 from ..data.loading import names_in
+from ..data.local_files import is_saved
 from ..data.noise import parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
@@ -267,3 +268,19 @@ def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
         raise ValueError("max_steps must be set for a data set that is streamed, whose length is not known")
     if streams and getattr(config, "precompute_ref_log_probs", False):
         raise ValueError("precompute_ref_log_probs=True needs the whole data set: do not stream it")
+    if evaluates or script.eval_dataset_name:
+        _check_beside([name, script.eval_dataset_name, *(part.path for part in mixture.datasets)], config.output_dir)
+
+
+def _check_beside(names: Iterable[str | None], output_dir: str) -> None:
+    """
+    Raises:
+        ValueError: the results of evaluations would be found among the files of a data set.
+    """
+    out = Path(output_dir).expanduser().resolve()
+    for folder in (Path(name).expanduser() for name in names if name):
+        if folder.is_dir() and not is_saved(folder) and out.is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"output_dir {output_dir} lies in {folder}, a folder of data, where eval_results.json would be taken "
+                "for data: name a folder outside"
+            )

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import markdown
 import pytest
 import torch
-from conftest import TRAINED, load, preference_rows, quiet
+from conftest import TRAINED, load, preference_rows, quiet, trainer_of
 from datasets import Dataset
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
@@ -359,20 +359,37 @@ def test_numbers_of_pairs_that_were_trained_on(name, tiny_model, tokenizer, tmp_
     card = card_of(tmp_path)
     table = rows_of(section(card.text, "Evaluation"))
     if name == "eval":
-        assert "eval 8 pairs (the same rows as train" in caplog.text
+        assert "eval 8 pairs (train has all of them, " in caplog.text
         assert [*table][2:] == ["evaluation pairs, trained on"]
         assert card.data.eval_results is None
         trainer.evaluate(others)  # by the same name
-        trainer.evaluate(trainer.train_dataset, metric_key_prefix="eval_again")
+        for i, again in enumerate((trainer.train_dataset, trainer.train_dataset.select([3]), rows.select([5, 2]))):
+            trainer.evaluate(again, metric_key_prefix=f"eval_{i}")
+        trainer.predict(rows)
+        trainer.evaluate(preference_rows(3, seed=9), metric_key_prefix="eval_new")
         trainer.create_model_card()
         card = card_of(tmp_path)
-        assert [*rows_of(section(card.text, "Evaluation"))][2:] == ["evaluation pairs", "again, trained on"]
-        assert {each.dataset_split for each in card.data.eval_results} == {None}
+        names = [*rows_of(section(card.text, "Evaluation"))][2:]
+        assert names == ["evaluation pairs, 37.5 % trained on", *(f"{i}, trained on" for i in range(3)), "new"]
+        assert {each.dataset_split for each in card.data.eval_results} == {"new"}
     else:
         shared = len({*rows["prompt"]} & {*others["prompt"]})
-        assert f"others 8 pairs ({shared} prompts that train has, too" in caplog.text
-        assert [*table][2:] == ["train, trained on", "others"]
-        assert {each.dataset_split for each in card.data.eval_results} == {"others"}
+        assert f"others 8 pairs (train has 3 of them, {shared} prompts that train has, too" in caplog.text
+        assert [*table][2:] == ["train, trained on", "others, 37.5 % trained on"]
+        assert card.data.eval_results is None
+
+
+def test_pairs_that_both_sets_have(tiny_model, tokenizer, tmp_path):
+    """In another order, with another column or as messages of another spelling: the pairs are the same."""
+    rows, other = preference_rows(8), preference_rows(2, seed=9)
+    sets = {
+        "moved": rows.select([3, 1, 1]),
+        "wider": rows.add_column("id", [*range(8)]).select([0, 7]),
+        "swapped": rows.rename_columns({"chosen": "rejected", "rejected": "chosen"}),
+        "new": other,
+    }
+    trainer = trainer_of("dpo", tiny_model, tokenizer, tmp_path, rows, sets)
+    assert {name: trainer.trained_on(name) for name in sets} == {"moved": 1, "wider": 1, "swapped": 0, "new": 0}
 
 
 def test_the_kept_checkpoint_has_its_own_numbers(trained):

@@ -84,7 +84,7 @@ def test_the_first_and_the_last_lines(tiny_model, pairs, tmp_path):
     assert said.startswith("model   ")
     assert f"{Path(tiny_model).name}: {n:,} parameters in float32; all train" in first
     assert (
-        f"{pairs}: train 16 pairs (1 tie, 0 reversed); eval 16 pairs (the same rows as train, 1 tie, 0 reversed); "
+        f"{pairs}: train 16 pairs (1 tie, 0 reversed); eval 16 pairs (train has all of them, 1 tie, 0 reversed); "
         "scores from score_chosen/" in first
     )
     assert "gappo on CPOTrainer" in first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -16,7 +17,7 @@ from trl import ModelConfig
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..checks import unknown
-from ..data.loading import load_splits
+from ..data.loading import load_splits, names_in
 from ..evaluation.tables import RANKING
 from ..redaction import is_secret, redacted_text
 from ..registry import base_of, get_method, method_ids
@@ -298,11 +299,13 @@ def _its_own_split(script: TrainArguments, mixture: DatasetMixtureConfig) -> str
     if mixture.datasets:
         return ", or hold some rows out, with --eval_strategy epoch and test_split_size: 0.1"
     if Path(name).expanduser().exists():
-        splits = [each for each in load_splits(name, script.dataset_config) if each != script.dataset_train_split]
-        if not splits:
-            return ""
-        test = test if test in splits else splits[0]
-    named = "" if test == TrainArguments.dataset_test_split else f" --dataset_test_split {test}"
+        there = load_splits(name, script.dataset_config)
+        if not names_in(test, there) <= {*there}:
+            others = [each for each in there if each not in names_in(script.dataset_train_split, there)]
+            if not others:
+                return ""
+            test = others[0]
+    named = "" if test == TrainArguments.dataset_test_split else f" --dataset_test_split {shlex.quote(test)}"
     return f", or evaluate on a split of the data set, with{named} --eval_strategy epoch"
 
 

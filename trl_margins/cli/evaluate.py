@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.loading import load_splits, pick_split
+from ..data.loading import is_slice, load_splits, pick_split
 from ..data.splits import SPLITS
 from ..disk import write
 from ..distributed import check_processes
@@ -155,7 +155,8 @@ def load_sets(args: EvaluateArguments, as_chat: bool) -> list[EvaluationSet]:
         there = [split for split in SPLITS if split in splits]
         names: Sequence[str | None] = args.dataset_split or (there if len(there) > 1 else [None])
         for split in names:
-            name = one_line(Path(source).name.split(".")[0] if split is None or len(splits) == 1 else split)
+            is_whole = split is None or (len(splits) == 1 and not is_slice(split, splits))
+            name = one_line(Path(source).name.split(".")[0] if is_whole else str(split))
             if name in (each.name for each in found):
                 name = f"{source}:{split}" if split else source
             dataset = pick_split(splits, split, source)

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.loading import load_splits, pick_split, sliced
+from ..data.loading import is_slice, load_splits, pick_split, sliced
 from ..data.local_files import BUILDERS, builder_of, is_saved, kind_of
 from ..rows import RowError
 from ..rows.form import IMAGES
@@ -105,6 +105,8 @@ def check_mixture(mixture: DatasetMixtureConfig, weights: Sequence[float] | None
         names = ", ".join(part.path for part in mixture.datasets)
         raise ValueError(f"mixture_weights: {list(weights)} must be a share in [0, 1] for each of {names}")
     for part in mixture.datasets:
+        if mixture.streaming and is_slice(part.split):
+            raise ValueError(f"datasets: {part.path}, split {part.split}: a stream has no slices; load the data sets")
         has_files = part.data_files or part.data_dir or Path(part.path).exists()
         if part.path in BUILDERS.values() and not has_files:  # `datasets` would read the working directory
             raise ValueError(
@@ -167,13 +169,13 @@ def _load(part: DatasetConfig, split: str, named: Named) -> Dataset:
 def _rows_of(part: DatasetConfig, split: str, named: Named) -> Dataset:
     from datasets import load_dataset
 
-    name, is_slice, _ = split.partition("[")
+    name = split.partition("[")[0]
     if files := _files_of(part, name):
         sets = [(str(file), load_splits(str(file), decoded=IMAGES)["train"]) for file in files]
         there = {None, *chain(*(rows.column_names for _, rows in sets))}  # other entries may have the others
         prompt, system = (name if name in there else None for name in (named.prompt, named.system))
         rows: Any = mixed(sets, Named(prompt, system, named.scores))
-        if is_slice:
+        if split != name:
             rows = sliced({name: rows}, split, part.path)
     elif Path(part.path).expanduser().exists() and part.data_dir is None and part.data_files is None:
         rows = load_splits(part.path, part.name, decoded=IMAGES)

@@ -213,11 +213,13 @@ def as_argument(name: str) -> str:
 
 def _split_to_evaluate(trainer: Any, script: TrainArguments, name: str) -> str | None:
     """None for a data set that has only one."""
-    if Path(name).is_file():
+    on_train = trainer.eval_dataset is None and not script.eval_dataset_name
+    split = script.dataset_train_split if on_train else script.dataset_test_split
+    if is_slice(split):
+        return split
+    if Path(name).is_file() or (script.eval_dataset_name and len(load_splits(name, decoded=IMAGES)) == 1):
         return None
-    if script.eval_dataset_name:
-        return script.dataset_test_split if len(load_splits(name, decoded=IMAGES)) > 1 else None
-    return script.dataset_train_split if trainer.eval_dataset is None else script.dataset_test_split
+    return split
 
 
 def loading(model: Any, folder: str, trust_remote_code: bool = False) -> str:
@@ -493,7 +495,9 @@ def datasets_of(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
         splits = load_splits(script.eval_dataset_name, decoded=IMAGES)
         name, nobody_said = script.eval_dataset_name, test == TrainArguments.dataset_test_split
         # the only split of a file is called train, whatever it is for
-        any_name = len(splits) == 1 and (nobody_said or Path(name).expanduser().is_file()) and not is_slice(test)
+        any_name = (
+            len(splits) == 1 and (nobody_said or Path(name).expanduser().is_file()) and not is_slice(test, splits)
+        )
         return train, pick_split(splits, None if any_name else test, name, "--dataset_test_split")
     if held_out and evaluates:
         return train, mixture_test_split(mixture, test, named)

@@ -17,7 +17,7 @@ from trl import ModelConfig, ScriptArguments, get_peft_config
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..checks import check_options, expression_of, unknown
-from ..data.loading import names_in
+from ..data.loading import check_slice, is_slice, names_in
 from ..data.local_files import is_saved
 from ..data.noise import parse_noise
 from ..methods import METHODS
@@ -233,7 +233,9 @@ def check_splits(there: Collection[str], train: str, test: str | None, name: str
         ValueError: the data set lacks the split to train on, or that to evaluate on if one is named.
     """
     named = (("--dataset_train_split", train), ("--dataset_test_split", test))
-    if missing := {flag: split for flag, split in named if split is not None and not names_in(split) <= {*there}}:
+    if missing := {
+        flag: split for flag, split in named if split is not None and not names_in(split, there) <= {*there}
+    }:
         without = (
             ", or another data set to evaluate on with --eval_dataset_name; `train` needs none with "
             "--eval_strategy no --eval_on_start false"
@@ -249,6 +251,9 @@ def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
     evaluates = evaluates_while_training(config) and not script.eval_dataset_name
     given = [each for each in _TO_MIX if getattr(script, each, getattr(mixture, each, None)) is not None]
     streams = mixture.streaming if mixture.datasets else script.dataset_streaming
+    for split in (script.dataset_train_split, test, *(part.split for part in mixture.datasets)):
+        if is_slice(split) and not any(is_saved(Path(each)) for each in (name, script.eval_dataset_name) if each):
+            check_slice(split)  # a saved split may have any name
     if mixture.datasets:
         check_mixture(mixture, script.mixture_weights, script.mixture_seed)
         if script.eval_dataset_name and mixture.test_split_size is not None:

@@ -57,6 +57,7 @@ _ADDRESS = re.compile(
     r"(?i:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com))/datasets/"
     rf"([^/?#]+(?:/(?!{_PAGES})[^/?#]+)?)|datasets/([^/]+/(?!{_PAGES})[^/?#]+)"
 )
+_ALL = 2**31  # more rows than a split has
 _OF_A_STREAM = 1000  # rows of each table that are looked at before it is streamed
 
 _OF_ARROW = (pa.ArrowException, TypeError, ValueError, KeyError)  # where its reader fails, not where a script is met
@@ -124,7 +125,7 @@ def pick_split(
     """
     if split is None and len(splits) == 1:
         split = next(iter(splits))
-    if split is not None and is_slice(split):
+    if split is not None and is_slice(split, splits):
         return sliced(splits, split, name)
     if split not in splits:
         named = "" if split is None else f", not {split!r}"
@@ -132,14 +133,25 @@ def pick_split(
     return splits[split]
 
 
-def is_slice(split: str) -> bool:
-    """Whether it is a slice, or several splits, and no name of one."""
-    return bool(re.search(r"[\[+]", split))
+def is_slice(split: str, there: Collection[str] = ()) -> bool:
+    """Whether it is a slice, or several splits, and not the name of one that is `there`."""
+    return split not in there and bool(re.search(r"[\[+]", split))
 
 
-def names_in(split: str) -> set[str]:
+def names_in(split: str, there: Collection[str] = ()) -> set[str]:
     """The splits of which it is one, a slice, or the sum."""
-    return {part.partition("[")[0].strip() for part in split.split("+")}
+    return {split} if split in there else {part.partition("[")[0].strip() for part in split.split("+")}
+
+
+def check_slice(split: str) -> None:
+    """
+    Raises:
+        ValueError: it is no slice of any split.
+    """
+    try:
+        ReadInstruction.from_spec(split).to_absolute(dict.fromkeys(names_in(split), _ALL))
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"split {split!r}: {error}") from error
 
 
 def sliced(splits: Mapping[str, Any], split: str, name: str) -> Dataset:

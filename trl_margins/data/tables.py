@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .local_files import open_text
+from .local_files import kind_of, open_text
 
 _MISSING = ["", "NaN", "nan", "NA", "N/A", "null", "NULL", "None"]  # in columns that are no prompts or answers
 _AT_ONCE = 10_000  # rows that `datasets` reads at once: a column's type is that of the first of them
@@ -48,7 +48,7 @@ def any_length() -> Iterator[None]:
 
 def delimiter_of(file: Path) -> str:
     """The delimiter between the columns of a table."""
-    if ".tsv" in file.name.lower():
+    if kind_of(file) == ".tsv":
         return "\t"
 
     def fits(mark: str) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def table_options(files: Sequence[Path], texts: Collection[str], first: int | No
     """
     from ..rows.form import like_a_prompt  # with the whole of `rows`, which takes seconds to import
 
-    delimiter = delimiter_of(files[0])
+    delimiter = _same_delimiter(files)
     header = _header_of(files[0], delimiter)
     found = [_kinds_of(file, delimiter, first) for file in files]
     texts = (*texts, *chain.from_iterable(each.codes for each in found))
@@ -90,8 +90,25 @@ def table_options(files: Sequence[Path], texts: Collection[str], first: int | No
     return options, len({frozenset(each.of) for each in found}) > 1
 
 
+def _same_delimiter(files: Sequence[Path]) -> str:
+    """
+    Raises:
+        ValueError: the tables have different ones.
+    """
+    found: dict[str, str] = {}
+    for file in files:
+        found.setdefault(delimiter_of(file), file.name)
+    (one, first), *others = found.items()
+    for other, second in others:
+        raise ValueError(
+            f"{first} has {one!r} between its columns, and {second} has {other!r}: give all files of the folder the "
+            "same, or name one of them"
+        )
+    return one
+
+
 def _header_of(file: Path, delimiter: str) -> list[str]:
-    with open_text(file, newline="") as lines:
+    with open_text(file, newline="") as lines, any_length():
         return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
 
 

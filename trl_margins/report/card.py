@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ REWARDS: Mapping[str, str] = {
     "alphapo-token": "r = β · mean_t (1 − π(y_t)^−α) / α (AlphaPO's shape of each token; no reference model)",
     "log-odds": "r = β · log(p / (1 − p)), p = exp(log π(y) / |y|) (ORPO's log-odds; no reference model)",
 }
+_MANY = 0.01  # of an evaluation's pairs, trained on: its numbers are no measure of the model
 _LOGISTIC = {"simpo", "sigmoid"}  # loss types whose link is −log σ
 
 # the headings of TRL's card whose sections are taken over; PEFT looks for them too
@@ -55,8 +56,13 @@ class SetFacts:
     filtered: int | None = _counted("filtered", "the score gap is below the hard filter's threshold: not used")
     dropped: int | None = _counted("dropped", "the prompt alone fills the length limit, so the pair was not used")
     clear: int | None = None  # with a score gap of at least `eval_min_score_gap`; not in the card
-    is_training_set: bool = False  # the same rows; not in the card
-    shared_prompts: int | None = None  # with the training set; not in the card
+    shared_pairs: int | None = None  # with the training set; not in the card
+    shared_prompts: int | None = None  # the same
+
+    @property
+    def trained_on(self) -> float:
+        """The share of its pairs that the training set has, too."""
+        return (self.shared_pairs or 0) / (self.pairs or 1)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class CardFacts:
     settings: Sequence[tuple[str, Any]] = ()  # field, or words, and value
     sets: Sequence[SetFacts] = ()
     evaluations: Sequence[Evaluation] = ()
-    trained_on: Collection[str] = ()  # the names of those that are of the training set's rows
+    trained_on: Mapping[str, float] = field(default_factory=dict)  # their shares of pairs that were trained on
     reports: Sequence[EvaluationReport] = ()
     min_score_gap: float = 2.0
     last_step: int = 0
@@ -167,7 +173,7 @@ def completed(written: ModelCard, facts: CardFacts) -> ModelCard:
         hub_id(facts.dataset_name),
     )
     data.tags = list(dict.fromkeys([MADE_BY_A_RUN, *tags]))
-    evaluations = [each for each in facts.evaluations if each.name not in facts.trained_on]
+    evaluations = [each for each in facts.evaluations if facts.trained_on.get(each.name, 0) < _MANY]
     data.eval_results = eval_results(evaluations, facts.reports, facts.min_score_gap, step, *on_the_hub) or None
     counts = [
         f for f in fields(SetFacts) if f.metadata and any(getattr(of, f.name) not in (None, ()) for of in facts.sets)
@@ -228,13 +234,19 @@ def _logged(facts: CardFacts) -> str:
     names = [name for name in labels if any(name in of.numbers for of in facts.evaluations)]
     rows = [
         [
-            inline(of.name or "evaluation pairs") + ", trained on" * (of.name in facts.trained_on),
+            inline(of.name or "evaluation pairs") + _trained_on(facts.trained_on.get(of.name, 0)),
             *(_cell(of.numbers.get(name)) for name in names),
             str(of.step),
         ]
         for of in facts.evaluations
     ]
     return markdown_table(["evaluation set", *(labels[name] for name in names), "step"], rows)
+
+
+def _trained_on(share: float) -> str:
+    if not share:
+        return ""
+    return ", trained on" if share == 1 else f", {100 * share:.3g} % trained on"
 
 
 def _cell(value: Any) -> str:

@@ -33,6 +33,7 @@ _HUMAN = re.compile(  # begins a turn of the user in text
     r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
 )
 _TEMPLATES = re.compile(r"[|｜]|INST|turn|SYS")  # in marks that nobody else writes
+_QUOTES = str.maketrans("‘’“”", "''\"\"")
 # asks the model for a turn
 _TO_ANSWER = re.compile(r"(?:\b(?:ASSISTANT|[Aa]ssistant)|### ?Response)(?:[|｜]>|[ \t]*:)\s*\Z")
 _OF_TOOLS = re.compile("tool|function", re.IGNORECASE)
@@ -58,6 +59,7 @@ class RowCounts:
     roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     repeated_once: Seen = field(default_factory=Seen)  # one of them does
+    repeated_alike: Seen = field(default_factory=Seen)  # they begin with it in another spelling
     repeated_within: Seen = field(default_factory=Seen)  # they hold it behind the same text
     dialogues: Seen = field(default_factory=Seen)  # of these, those that mark turns
     seem: Seen = field(default_factory=Seen)  # texts that all seem to be messages, and are not `spelled`
@@ -70,6 +72,7 @@ class RowCounts:
     unprompted: Seen = field(default_factory=Seen)  # text rows whose prompt is empty
     alike: dict[str, Seen] = field(default_factory=dict)  # columns whose names look like those of others that are read
     prompts: set[int] = field(default_factory=set)  # hashes of prompts
+    pairs: list[int] = field(default_factory=list)  # hashes of prompt and completions, of each row
 
     @property
     def prompted(self) -> int:
@@ -108,6 +111,8 @@ class RowCounts:
                 self.repeated_within.add(number)
                 if all(each and _marks_turns(*each) for each in around):
                     self.dialogues.add(number)
+            elif (begin := _plain(row.prompt)) and all(_plain(part).startswith(begin) for part in completions):
+                self.repeated_alike.add(number)
         else:
             if any(message["role"] == "user" for part in completions for message in part):
                 self.user_turns.add(number)
@@ -127,6 +132,7 @@ class RowCounts:
             self.user_marks.add(number)
         prompt = text_of(row.prompt)
         self.prompts.add(hash(prompt))
+        self.pairs.append(hash((prompt, *map(text_of, row.completions))))
         # the reader compares a prompt in messages
         if row.is_conversational and isinstance(asked, str) and asked.strip() not in prompt:
             self.contradicted.add(number)
@@ -142,6 +148,11 @@ def _rendered_mark(message: Message) -> str | None:
     if len(marks) > 1 and text.lstrip()[:1] in ("<", "["):
         return marks[0]
     return turn_mark(text) if _TO_ANSWER.search(text) else None
+
+
+def _plain(text: str) -> str:
+    """Without what differs between two copies of a text: line ends and other blanks, quotes, capitals."""
+    return " ".join(text.translate(_QUOTES).split()).casefold()
 
 
 def _marks_turns(before: str, behind: str) -> bool:

@@ -42,7 +42,7 @@ _LIKE_A_PROMPT = (
 # Columns that often hold what belongs to the prompt beside it
 BESIDE_A_PROMPT = (
     *("chat_history", "conversation_history", "dialogue_history", "previous_messages", "contexts"),
-    *("passage", "passages", "document", "documents", "article", "functions"),
+    *("passage", "passages", "document", "documents", "article", "functions", "initial_reason_steps"),
 )
 _SYSTEM = re.compile(r"sys(tem)?([-_ ]?(prompt|message|msg|instruction|text|content|turn)s?)?", re.IGNORECASE)
 

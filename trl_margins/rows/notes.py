@@ -125,6 +125,12 @@ def notes(reader: RowReader, counts: RowCounts, read: Collection[str] = ()) -> I
             f"in {seen.n} of {n} rows only one of chosen and rejected begins with the prompt (the first is row "
             f"{seen.first}): there it counts as part of the completion. Remove it from them if that is not intended"
         )
+    if (seen := counts.repeated_alike).n > n / 2:
+        yield warning(
+            f"in {seen.n} of {n} rows chosen and rejected begin with the prompt, in other line ends, blanks, quotes "
+            f"or capitals (the first is row {seen.first}): there it counts as part of the completions. Remove it from "
+            "them if that is not intended"
+        )
     if 0 < (seen := counts.unprompted).n < counts.text.n:
         yield warning(
             f"in {seen.n} of {counts.text.n} text rows the prompt is empty (the first is row {seen.first}): there the "

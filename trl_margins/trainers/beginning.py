@@ -64,9 +64,10 @@ def _set(facts: SetFacts, trainer: Any, named: bool) -> str:
     if facts.name == TRAIN and facts.pairs not in (None, used := _length(trainer.train_dataset)):
         size += f", {used:,} of them used"
     counts = {"ties": facts.ties, "reversed": facts.reversed, "flipped": facts.flipped}
-    found = ["the same rows as train"] if facts.is_training_set else []
-    if facts.shared_prompts and not facts.is_training_set:
-        n = facts.shared_prompts
+    found = []
+    if facts.shared_pairs:
+        found.append(f"train has {'all' if facts.trained_on == 1 else facts.shared_pairs} of them")
+    if (n := facts.shared_prompts) and facts.trained_on < 1:
         found.append(f"{n} prompt{'s' * (n != 1)} that train has, too")
     found += [
         f"{n} {what.removesuffix('s') if n == 1 else what}"

@@ -194,7 +194,7 @@ def card_facts(
         settings=settings(trainer),
         sets=list(trainer.set_facts.values()),
         evaluations=evaluations,
-        trained_on=frozenset(each.name for each in evaluations if trainer.is_trained_on(each.name)),
+        trained_on={each.name: trainer.trained_on(each.name) for each in evaluations},
         min_score_gap=trainer.options.eval_min_score_gap,
         last_step=state.global_step,
         best_step=trainer.loaded_step,

@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..checks import unknown
 from ..distributed import check_lockstep
 from ..evaluation.ranking import ranking_metrics
-from ..pairs import SCORES, PairLogps
+from ..pairs import ROW, SCORES, PairLogps
 from ..recording.metrics import MetricBuffer
 from ..rows.raw import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
@@ -37,15 +37,16 @@ class EvaluationMixin(BestMixin):
     _said: Set[str] = frozenset()  # warnings
     _prefix: str  # of the metrics of the set that is evaluated
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
-    _is_given: bool | None = None  # whether it is `train_dataset`; None of the trainer's own evaluation sets
-    _given: Mapping[str, bool | None] = MappingProxyType({})  # the same, by what its metrics are called
+    _later_share = 0.0  # of the pairs of the last set that came later: trained on
+    _share: float | None = None  # the same of the set that is evaluated; None of the trainer's own
+    _shares: Mapping[str, float | None] = MappingProxyType({})  # the same, by what their metrics are called
 
-    def is_trained_on(self, name: str) -> bool:
-        """Whether numbers that were logged for the evaluation set of this name are of the training set's rows."""
-        if (given := self._given.get(name)) is not None:
-            return given
+    def trained_on(self, name: str) -> float:
+        """The share of pairs that were trained on, of those whose numbers were logged under this name."""
+        if (share := self._shares.get(name)) is not None:
+            return share
         split = eval_split(name) if name else "eval"
-        return split in self.set_facts and self.set_facts[split].is_training_set
+        return self.set_facts[split].trained_on if split in self.set_facts else 0.0
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """TRL's.
@@ -65,8 +66,9 @@ class EvaluationMixin(BestMixin):
         elif eval_dataset is not None and not isinstance(eval_dataset, Dataset | IterableDataset):
             as_taken(eval_dataset, "evaluation", self.args)
         is_own = eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset
-        self._is_given = None if is_own else eval_dataset is self.train_dataset
         dataloader = super().get_eval_dataloader(eval_dataset)
+        is_of_train = isinstance(eval_dataset, Dataset) and ROW in eval_dataset.column_names  # or some of its rows
+        self._share = None if is_own else 1.0 if is_of_train else self._later_share
         check_lockstep(self.accelerator, dataloader, "evaluation")
         self._warn_of_rows(dataloader)
         return dataloader
@@ -110,7 +112,8 @@ class EvaluationMixin(BestMixin):
         check_settings(self.args, self._settings_read)
         self._finite.check_weights()
         self._evaluated, self._prefix = [], metric_key_prefix
-        self._given = {**self._given, metric_key_prefix.removeprefix("eval").removeprefix("_"): self._is_given}
+        self._shares = {**self._shares, metric_key_prefix.removeprefix("eval").removeprefix("_"): self._share}
+        self._later_share = 0.0
         self._buffers["eval"] = MetricBuffer()  # what `predict`, or an evaluation that was cut off, has left
         if self.compute_metrics is not None and not isinstance(self.compute_metrics, OwnMetrics):
             self.compute_metrics = OwnMetrics(self.compute_metrics)

@@ -65,6 +65,7 @@ from .preparation import (
     eval_split,
     opened_set,
     prepare_datasets,
+    shared_pairs,
     with_checked_columns,
 )
 from .progress import print_lines
@@ -167,6 +168,7 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
             self._takes_images,
         )
         self._own_columns, self.set_facts, self._opened = sets.columns, sets.facts, sets.opened
+        self._trained = sets.trained
         self._kind_of_rows = type(sets.train)
         with refusing_what_cannot_write(), whole_weights(given.get("model")):
             super().__init__(**self._trl_arguments({**given, "args": config}, sets))
@@ -495,6 +497,7 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         check_later_scores(later.dataset, scores, split, self.objective, self.options)
         if scores:
             self._own_columns.update(scores.names)
+        self._later_share = (shared_pairs(self._trained, later) or 0) / max(later.counts.n, 1)
         return later, False
 
     def _finish_tokens(

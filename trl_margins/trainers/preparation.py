@@ -66,6 +66,7 @@ class PreparedSets:
     columns: set[str]  # that must reach the collator, by their names in the data
     facts: dict[str, SetFacts]  # what was counted, by split
     opened: dict[str, OpenedSet]  # how each split is read
+    trained: frozenset[int]  # hashes of the training set's pairs; none of a stream's
 
 
 def prepare_datasets(
@@ -106,10 +107,11 @@ def prepare_datasets(
     prepare_tokenizer(processing_class, [split for split, each in opened.items() if each.counts.messages.n])
     sets: dict[str, Any] = {split: each.dataset for split, each in opened.items()}
     facts = {split: _counted(dataset, split) for split, dataset in sets.items()}
+    trained = frozenset(opened[TRAIN].counts.pairs if isinstance(train, Dataset) else ())
     facts |= {
         split: replace(
             facts[split],
-            is_training_set=_same_rows(dataset, train),
+            shared_pairs=len(dataset) if _same_rows(dataset, train) else shared_pairs(trained, opened[split]),
             shared_prompts=_shared_prompts(opened[TRAIN], opened[split]),
         )
         for split, dataset in given.items()
@@ -136,19 +138,30 @@ def prepare_datasets(
             if isinstance(term, EvaluationFactorMargin):
                 facts[TRAIN] = replace(facts[TRAIN], floored=term.n_floored)
     by_name = {name: sets[eval_split(name)] for name in evals} if isinstance(evals, dict) else sets.get("eval")
-    return PreparedSets(sets.get(TRAIN), by_name, columns, facts, opened)
+    return PreparedSets(sets.get(TRAIN), by_name, columns, facts, opened, trained)
 
 
 def _same_rows(one: Dataset, other: Dataset) -> bool:
-    """Whether both have the same rows, as a file that was named twice has; False where that would take long."""
+    """Whether both have the same rows, with their images, too; False where that would take long."""
     if len(one) != len(other):
         return False
     return one._indices is None and other._indices is None and bool(one.data.table.equals(other.data.table))
 
 
+def shared_pairs(trained: frozenset[int], opened: OpenedSet) -> int | None:
+    """How many pairs of a set were `trained` on; None of a stream, and where they have images, too."""
+    if not isinstance(opened.dataset, Dataset) or _has_images(opened):
+        return None
+    return sum(pair in trained for pair in opened.counts.pairs)
+
+
+def _has_images(opened: OpenedSet) -> bool:
+    return not {*IMAGES}.isdisjoint(column_names(opened.dataset))
+
+
 def _shared_prompts(one: OpenedSet, other: OpenedSet) -> int | None:
     """How many prompts both have; None where they have images, too."""
-    if not {*IMAGES}.isdisjoint(column_names(other.dataset)):
+    if _has_images(other):
         return None
     return len(one.counts.prompts & other.counts.prompts - {hash("")})
 

@@ -66,8 +66,11 @@ def _with_lengths(dataset: Any, column: str) -> Any:
     if column in dataset.column_names:
         check_numbers(dataset, column, TRAIN)
         return dataset
-    chosen, rejected = (
-        dataset[next(f"{side}_{kind}" for kind in _TOKENS if f"{side}_{kind}" in dataset.column_names)]
-        for side in ("chosen", "rejected")
-    )
+    kind = next((each for each in _TOKENS if f"chosen_{each}" in dataset.column_names), None)
+    if kind is None:  # images, which the collator processes
+        raise ValueError(
+            "train_sampling_strategy='group_by_length': how long rows with images are is not known before training. "
+            f"Leave it out, or give their lengths in a column {column!r}"
+        )
+    chosen, rejected = dataset[f"chosen_{kind}"], dataset[f"rejected_{kind}"]
     return dataset.add_column(column, [len(a) + len(b) for a, b in zip(chosen, rejected, strict=True)])

@@ -64,17 +64,22 @@ class ScoredRowOptions(RowOptions):
     score_columns: list[str] | None = option("Score columns, if they do not have one of the usual names.", None)
 
 
-def warn_of_unread(rows: Iterable[tuple[str, Any, str]], *options: Any) -> None:
+def warn_of_unread(
+    rows: Iterable[tuple[str, Any, str]], *options: Any, said: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Names the options that are set, and that nothing reads beside the others.
 
     Args:
         rows: names, whether they are read, and what they are for.
         options: dataclasses that have them; a name that none has is passed over.
+        said: values that nobody here has set, such as a recipe's.
     """
     for names, is_read, when in rows:
         for name in () if is_read else names.split():
             of = next((each for each in options if name in each.__dataclass_fields__), None)
-            if of is not None and getattr(of, name) != default_of(of.__dataclass_fields__[name]):
+            if of is None or (value := getattr(of, name)) == default_of(of.__dataclass_fields__[name]):
+                continue
+            if name not in said or said[name] != value:
                 logger.warning("no effect of %s: it is for %s", name, when)
 
 

@@ -307,7 +307,10 @@ def parse(
     for name, value in parser.said.items():
         check_text(name, value)
         setattr(config, name, value)
-    said = {**settings, **flags_said(argv)}
+    by_flags = flags_said(argv)
+    if command == "train" and config.max_steps > 0 and "num_train_epochs" in by_flags:
+        logger.warning("no effect of num_train_epochs: the run has max_steps %d", config.max_steps)
+    said = {**settings, **by_flags}
     check_adapter(said, source)
     check_loading(said, config.model_init_kwargs)
     check_for_trl(config)

@@ -23,8 +23,10 @@ from ..data.noise import parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
 from ..rows.scores import check_given
+from .config_file import read_yaml
 from .mixture import check_mixture
 from .options import option, warn_of_unread
+from .recipes import recipe_path
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,8 @@ def check_run(
     _check_model(config, model_args)
     _check_objective(config)
     _check_data(script, config, mixture)
-    warn_of_unread(_unread(script, config, mixture), script, config)
+    of_recipe = read_yaml(recipe_path(script.recipe)) if script.recipe else {}
+    warn_of_unread(_unread(script, config, mixture), script, config, said=of_recipe)
     data = script.dataset_name or mixture.datasets
     if script.dataset_name and mixture.datasets:
         raise ValueError(

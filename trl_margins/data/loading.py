@@ -99,10 +99,14 @@ def load_splits(
             if path is None
             else _read(path, config, streaming)
         )
-    except Exception:
+    except Exception as error:
         check_writable(
             datasets.config.HF_DATASETS_CACHE, "set the environment variable HF_DATASETS_CACHE to another folder"
         )
+        is_far = isinstance(error, ConnectionError)
+        if path is None and (is_far or "Couldn't find cache" in str(error)):  # offline, of one that was there once
+            said = f"no file or folder {name} is here, and of the Hub: {' '.join(str(error).split())}"
+            raise (ConnectionError if is_far else FileNotFoundError)(said) from error
         raise
     if decoded is None:
         return splits

@@ -45,6 +45,7 @@ CASE_ROWS = {
     "case_3": "3, underfitting: wrong, r ≥ γ",
     "case_4": "4, ideal: wrong, r < γ",
 }
+_NARROW = 0.01  # an interval
 DRIFT_ROWS = {"kl_drift": "KL drift (nats per token)"}
 LISTWISE_ROWS = {
     "best_worst": "best against worst, accuracy",
@@ -184,4 +185,8 @@ def _cell(value: float | int | str | None, interval: tuple[float, float] | None 
         return "-"
     if isinstance(value, int | str):
         return str(value)
-    return f"{value:.4f}" if interval is None else f"{value:.4f} ({interval[0]:.3f}–{interval[1]:.3f})"
+    if interval is None:
+        return f"{value:.4f}"
+    low, high = interval
+    digits = 3 if high - low >= _NARROW else 4  # else the number may lie outside what is printed
+    return f"{value:.4f} ({low:.{digits}f}–{high:.{digits}f})"

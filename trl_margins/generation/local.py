@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
 from .sampling import Prompt, Sampling, only
 
+# what transformers calls the cache, by its version
+_NAMES = signature(GenerationMixin.prepare_inputs_for_generation).parameters
+_CACHE = "cache" if "cache" in _NAMES else "past_key_values"
 _SEGMENT = 32  # tokens between two looks at which rows have finished
 
 # the number of a prompt, and the token ids of its n answers, with the token that ended them
@@ -56,8 +60,8 @@ def _batch(model: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequ
     cache = None
     if n > 1 and min(len(prompt.ids) for prompt in prompts) > 1:  # a row of padding alone has no logits
         first = model.generate(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], generation_config=settings(1))
-        if _can_select(first.past_key_values):
-            cache = first.past_key_values
+        if _can_select(getattr(first, _CACHE)):
+            cache = getattr(first, _CACHE)
             cache.batch_repeat_interleave(n)
     ids, mask = ids.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)
     room = [prompt.room for prompt in prompts for _ in range(n)]
@@ -72,7 +76,7 @@ def _batch(model: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequ
         made = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            **({} if cache is None else {"past_key_values": cache}),
+            **({} if cache is None else {_CACHE: cache}),
             generation_config=settings(length),
             logits_processor=LogitsProcessorList([_Pick(sampling, draws[:, done:], ids.shape[1])]),
         )
@@ -89,7 +93,7 @@ def _batch(model: Any, prompts: Sequence[Prompt], sampling: Sampling, stop: Sequ
         kept = torch.tensor(left, device=device)
         ids, draws = made.sequences[kept], draws[kept]
         mask = torch.cat([mask[kept], mask.new_ones(len(left), new.shape[1])], dim=1)
-        cache = made.past_key_values
+        cache = getattr(made, _CACHE)
         if not _can_select(cache):
             cache = None  # computed again
         elif len(left) < len(new):

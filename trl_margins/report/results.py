@@ -92,7 +92,9 @@ def without_evaluation(run: Run) -> list[str]:
     ]
     said = []
     for key, name, form in measures:
-        if (curve := summaries.logged_curve(run, key)).steps.size:
+        if (n := (curve := summaries.logged_curve(run, key)).steps.size) == 1:
+            said.append(f"{name}: {form(curve.values[0])} (the only log).")
+        elif n:
             said.append(f"{name}: {ARROW.join(map(form, curve.values[[0, -1]]))} (first and last log).")
     return ["No evaluations: it was trained without evaluation (--eval_strategy).", *said]
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,9 @@ from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig
 import trl_margins
 from trl_margins import cli
 from trl_margins.cli import completion, env, main, options, train
-from trl_margins.cli.mixture import mixture_splits
+from trl_margins.cli.mixture import check_mixture, mixture_splits
 from trl_margins.cli.train import as_argument, datasets_of, loading, parse
+from trl_margins.cli.train_options import check_run
 from trl_margins.data.demo import make_demo_splits
 from trl_margins.data.loading import load_splits, pick_split
 from trl_margins.methods import METHODS, names_of
@@ -683,6 +685,79 @@ def test_slices_of_splits(tmp_path):
         pick_split(load_splits(str(tmp_path), streaming=True), "train[:5]", "pairs")
     mixture = DatasetMixtureConfig(datasets=[DatasetConfig(str(tmp_path), split="train[:5]")])
     assert len(mixture_splits(mixture)["train"]) == 5
+    with pytest.raises(ValueError, match=r"split train\[:5\]: a stream has no slices; load the data sets"):
+        check_mixture(replace(mixture, streaming=True), None, None)
+
+
+@pytest.mark.parametrize("name", ["helpful+harmless", "en[short]"])
+def test_a_split_whose_name_is_like_a_slice(name, tmp_path):
+    """It comes first."""
+    saved = DatasetDict({"train": preference_rows(3), name: preference_rows(2, seed=1)})
+    saved.save_to_disk(tmp_path / "saved")
+    assert len(pick_split(load_splits(str(tmp_path / "saved")), name, "saved")) == 2
+    given = ["--dataset_name", str(tmp_path / "saved"), "--output_dir", "o", "--model_name_or_path", "m"]
+    run = parse([*given, "--dataset_train_split", name, "--bf16", "false"])
+    check_run(*run)
+    assert len(datasets_of(run[0], run[1], run[3])[0]) == 2
+
+
+@pytest.mark.parametrize("split", ["train[10%]", "train[::2]", "train[:110%]", "train[:3]x"])
+def test_a_slice_that_is_none_is_refused_before_the_data_is_loaded(split):
+    for flag in ("--dataset_train_split", "--dataset_test_split"):
+        run = parse(f"--model_name_or_path m --dataset_name d/e --output_dir o --bf16 false {flag} {split}".split())
+        with pytest.raises(ValueError, match=rf"^split '{re.escape(split)}': [PU]"):
+            check_run(*run)
+
+
+def test_a_name_that_is_neither_here_nor_in_the_cache(tmp_path, monkeypatch):
+    """Offline, of a folder elsewhere that `datasets` has read once."""
+    preference_rows(3).to_json(tmp_path / "once/here/train.jsonl")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path / "once")
+    load_splits("here")
+    monkeypatch.chdir(tmp_path)
+    for name, error in {"here": FileNotFoundError, "nowhere": ConnectionError}.items():
+        with pytest.raises(error, match=f"^no file or folder {name} is here, and of the Hub: Couldn't [^\n]*$"):
+            load_splits(name)
+
+
+def test_epochs_beside_steps(caplog):
+    given = ["--model_name_or_path", "m", "--dataset_name", "d/e", "--output_dir", "o", "--num_train_epochs", "3"]
+    for steps in ("-1", "5"):
+        caplog.clear()
+        parse([*given, "--max_steps", steps])
+        assert ("no effect of num_train_epochs: the run has max_steps 5" in caplog.messages) == (steps == "5")
+
+
+def test_what_a_recipe_says_for_runs_of_another_kind(caplog):
+    """It is nobody's mistake that its settings of evaluations are not read in a run without; one's own are named."""
+    given = ["--recipe", "llama-3-8b-instruct/gamma-po", "--dataset_name", "d/e", "--eval_strategy", "no"]
+    for more in ([], ["--eval_steps", "7"]):
+        caplog.clear()
+        check_run(*parse([*given, *more]))
+        found = [message for message in caplog.messages if "no effect" in message]
+        assert found == ["no effect of eval_steps: it is for eval_strategy 'steps'"] * bool(more)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--dataset_train_split train[:90%] --dataset_test_split train[90%:] --eval_strategy epoch", "train[90%:]"),
+        ("--dataset_train_split train[:90%]", "train[:90%]"),
+        ("--dataset_train_split train", None),
+        ("--eval_dataset_name {} --dataset_test_split train[:2]", "train[:2]"),
+        ("--eval_dataset_name {}", None),
+    ],
+)
+def test_the_next_command_has_the_slice(flags, expected, tmp_path):
+    file = str(tmp_path / "pairs.jsonl")
+    preference_rows(20).to_json(file)
+    given = ["--dataset_name", file, "--output_dir", "o", "--model_name_or_path", "m", "--bf16", "false"]
+    script, config, _, _ = parse([*given, *flags.format(file).split()])
+    evaluates = config.eval_strategy != "no" or script.eval_dataset_name
+    trainer = of_run(tmp_path, eval_dataset=1 if evaluates else None)
+    words = shlex.split(next(train.next_steps(trainer, script)))
+    assert (words[words.index("--dataset_split") + 1] if "--dataset_split" in words else None) == expected
 
 
 @pytest.mark.parametrize(

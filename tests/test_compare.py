@@ -859,6 +859,13 @@ def test_an_evaluation_set_is_needed():
     compare.plan(["--methods", "gappo", *WHERE[:-2], "--eval_strategy", "epoch"])
 
 
+def test_a_slice_to_evaluate_on_is_kept_in_the_advice(base):
+    flags = ["--dataset_train_split", "train[:90%]", "--dataset_test_split", "train[90%:]"]
+    data = ["--model_name_or_path", "m", "--dataset_name", base["dataset_name"]]
+    with pytest.raises(ValueError, match=r"with --dataset_test_split 'train\[90%:\]' --eval_strategy epoch$"):
+        compare.plan(["--methods", "gappo", *data, *flags])
+
+
 def test_where_to_evaluate_depends_on_the_data(base, tmp_path):
     """What the error advises works."""
 

@@ -679,6 +679,15 @@ def test_what_is_no_evaluation_set(rows, message):
         evaluation_set(Dataset.from_list(rows), "here")
 
 
+@pytest.mark.parametrize("value", [0.00069, 0.5, 0.123449])
+def test_a_printed_interval_holds_its_number(value):
+    for width in (0.0001, 0.004, 0.2):
+        report = {"kind": "listwise", "kl_drift": value, "intervals": {"kl_drift": (value - width, value + width)}}
+        cell = report_tables({"a": report}, 2, "logp").split("KL drift (nats per token)")[1].split("|")[1]
+        number, low, high = map(float, re.findall(r"-?\d+\.\d+", cell))
+        assert low <= number <= high
+
+
 def test_a_bar_in_a_cell_does_not_break_the_table():
     lines = markdown_table(["a|b", "n"], [["x", "1"]]).splitlines()
     assert lines[0] == "| a\\|b   |   n |"

@@ -8,6 +8,7 @@ import gzip
 import json
 import logging
 import lzma
+import re
 import shutil
 import socket
 import tarfile
@@ -411,6 +412,25 @@ def test_a_column_whose_name_has_another_delimiter(header, folder):
     mark = header[6]
     (folder / "a.csv").write_text(f"{header}\n{mark.join('pab1')}\n")
     assert load_splits(str(folder))["train"].column_names == header.split(mark)
+
+
+def test_tables_with_several_delimiters(folder):
+    """Together they are an error that names them; alone each is read, whatever stands within its name."""
+    (folder / "a.tsv.csv").write_text("prompt,chosen,rejected\np,a,b\n")
+    for name, mark in {"b.csv": ";", "b.tsv": "\t"}.items():
+        (folder / name).write_text("prompt,chosen,rejected\np,a,b\n".replace(",", mark))
+        for each in ("a.tsv.csv", name):
+            found = load_splits(str(folder / each))["train"].to_list()
+            assert found == [{"prompt": "p", "chosen": "a", "rejected": "b"}]
+        said = f"a.tsv.csv has ',' between its columns, and {name} has {mark!r}: give all files"
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+            load_splits(str(folder))
+        (folder / name).unlink()
+
+
+def test_a_table_without_a_header_whose_first_answer_is_long(folder):
+    (folder / "a.csv").write_text(f"p,{'a ' * 70_000},b\np,a,b\n")
+    assert len(load_splits(str(folder / "a.csv"))["train"].column_names) == 3
 
 
 def test_columns_that_are_empty_or_not_there_in_one_file(folder):

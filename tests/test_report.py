@@ -1145,6 +1145,10 @@ def test_results_without_evaluation(tmp_path):
         "  Training pairs ranked right: 25 % → 75 % (first and last log).",
         "  Mean reward gap: −1.5 → +2 (first and last log).",
     ]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log[1:]}))
+    alone = list(results.lines([read_run(folder)]))[2:]
+    assert alone == ["  Training pairs ranked right: 75 % (the only log).", "  Mean reward gap: +2 (the only log)."]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
     assert all(line.strip() in page_of(read_run(folder)).text for line in said[1:])
 
 

@@ -176,6 +176,12 @@ CASES: dict[str, Callable[[], Any]] = {
     "notes": pairs(
         OK, {**OK, "chosen": "same", "rejected": "same"}, {"prompt": "r ", "chosen": "r x", "rejected": "r y"}
     ),
+    "repeats alike": pairs(
+        {"prompt": "Say “a\r\nb”, please. ", "chosen": 'Say "a\nb",  please. x', "rejected": 'say "a\nb", please. y'},
+        {"prompt": "Why? ", "chosen": "WHY? Since.", "rejected": "why?\nSo."},
+        {"prompt": "Why? ", "chosen": "WHY? Since.", "rejected": "So."},
+    ),
+    "begins the answer": pairs({**OK, "initial_reason_steps": "Step 1: a."}),
     "repeats all": pairs(
         {"prompt": "r ", "chosen": "r x", "rejected": "r y"}, {"prompt": "s ", "chosen": "s x", "rejected": "s y"}
     ),

@@ -874,6 +874,8 @@ def test_what_images_cannot_do(vision, tmp_path):
         built(OURS["dpo"], llava(folder), tmp_path, {**VISION, "share_prompt": "always"}, **arguments)
     with pytest.raises(ValueError, match=r"`max_length` \(8\) is too short and causes image placeholder"):
         trained(OURS["dpo"], llava(folder), tmp_path, {"max_length": 8}, **arguments)
+    with pytest.raises(ValueError, match="train_sampling_strategy='group_by_length': how long rows with images are"):
+        trained(OURS["dpo"], llava(folder), tmp_path, {"train_sampling_strategy": "group_by_length"}, **arguments)
     # models that lay the patches of all images in a row, as Qwen2-VL's
     with pytest.raises(ValueError, match=r"shape \(64, 3\) in a batch of 4 pairs cannot be cut into pairs"):
         one_pair({"pixel_values": torch.zeros(64, 3)}, 0, 4)

@@ -340,18 +340,13 @@ def test_method_and_settings(trained):
     assert not [name for name in table if "anchor" in name or "amapo" in name]
 
 
-@pytest.mark.parametrize("name", ["eval", "train"])
-def test_numbers_of_pairs_that_were_trained_on(name, tiny_model, tokenizer, tmp_path, caplog):
+@pytest.mark.parametrize(("name", "base"), [("eval", "cpo"), ("eval", "dpo"), ("train", "cpo")])
+def test_numbers_of_pairs_that_were_trained_on(name, base, tiny_model, tokenizer, tmp_path, caplog):
     """They are called so, and the metadata have none of them; prompts that two sets share are counted at the start."""
     rows = preference_rows(8)
     others = Dataset.from_list([*rows.select(range(3)), *preference_rows(5, seed=8)])
-    trainer = MarginCPOTrainer(
-        load(tiny_model),
-        args=MarginCPOConfig(**quiet(output_dir=str(tmp_path), max_steps=1)),
-        train_dataset=rows,
-        eval_dataset={name: rows, "others": others} if name == "train" else rows,
-        processing_class=tokenizer,
-    )
+    evals = {name: rows, "others": others} if name == "train" else rows
+    trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, rows, evals, max_steps=1)
     with caplog.at_level(logging.INFO, "trl_margins"):
         trainer.train()
     trainer.evaluate()

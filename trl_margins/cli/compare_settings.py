@@ -300,7 +300,7 @@ def _its_own_split(script: TrainArguments, mixture: DatasetMixtureConfig) -> str
         return ", or hold some rows out, with --eval_strategy epoch and test_split_size: 0.1"
     if Path(name).expanduser().exists():
         there = load_splits(name, script.dataset_config)
-        if not names_in(test, there) <= {*there}:
+        if test == script.dataset_train_split or not names_in(test, there) <= {*there}:
             others = [each for each in there if each not in names_in(script.dataset_train_split, there)]
             if not others:
                 return ""

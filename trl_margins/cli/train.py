@@ -498,9 +498,8 @@ def datasets_of(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
         splits = load_splits(script.eval_dataset_name, decoded=IMAGES)
         name, nobody_said = script.eval_dataset_name, test == TrainArguments.dataset_test_split
         # the only split of a file is called train, whatever it is for
-        any_name = (
-            len(splits) == 1 and (nobody_said or Path(name).expanduser().is_file()) and not is_slice(test, splits)
-        )
+        any_name = (nobody_said or Path(name).expanduser().is_file()) and not is_slice(test, splits)
+        any_name = any_name and len(splits) == 1
         return train, pick_split(splits, None if any_name else test, name, "--dataset_test_split")
     if held_out and evaluates:
         return train, mixture_test_split(mixture, test, named)

@@ -235,10 +235,8 @@ def check_splits(there: Collection[str], train: str, test: str | None, name: str
     Raises:
         ValueError: the data set lacks the split to train on, or that to evaluate on if one is named.
     """
-    named = (("--dataset_train_split", train), ("--dataset_test_split", test))
-    if missing := {
-        flag: split for flag, split in named if split is not None and not names_in(split, there) <= {*there}
-    }:
+    named = {"--dataset_train_split": train, **({} if test is None else {"--dataset_test_split": test})}
+    if missing := {flag: split for flag, split in named.items() if not names_in(split, there) <= {*there}}:
         without = (
             ", or another data set to evaluate on with --eval_dataset_name; `train` needs none with "
             "--eval_strategy no --eval_on_start false"

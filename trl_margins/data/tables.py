@@ -99,7 +99,8 @@ def _same_delimiter(files: Sequence[Path]) -> str:
     for file in files:
         found.setdefault(delimiter_of(file), file.name)
     (one, first), *others = found.items()
-    for other, second in others:
+    if others:
+        other, second = others[0]
         raise ValueError(
             f"{first} has {one!r} between its columns, and {second} has {other!r}: give all files of the folder the "
             "same, or name one of them"

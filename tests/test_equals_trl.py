@@ -16,7 +16,14 @@ from conftest import (
     quiet,
     saved,
 )
-from transformers import GraniteMoeConfig, GraniteMoeForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -199,3 +206,21 @@ def test_a_fused_head_that_fails_with_router_logits(tokenizer, tmp_path, caplog)
     (entry,) = (entry for entry in trainer.state.log_history if "aux_loss" in entry)
     assert entry["aux_loss"] == pytest.approx(right.item(), rel=1e-4)
     assert entry["loss"] == pytest.approx(math.log(2) + 0.1 * right.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("coefficient", [0.5, 0.0, None])
+def test_experts_without_an_auxiliary_loss(coefficient, tokenizer, tmp_path, caplog):
+    """A coefficient of it has no effect, which is said of one's own."""
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    experts = {"num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = Glm4MoeConfig(**small, **experts, head_dim=8, n_group=1, topk_group=1, first_k_dense_replace=1)
+    config.vocab_size, config.pad_token_id = VOCABULARY, 0
+    trainer = MarginDPOTrainer(
+        load(saved(Glm4MoeForCausalLM(config), tmp_path / "model")),
+        args=MarginDPOConfig(**quiet(output_dir=str(tmp_path / "out"), max_steps=2, router_aux_loss_coef=coefficient)),
+        train_dataset=preference_rows(8),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), rel=1e-4)
+    assert caplog.text.count("no effect of router_aux_loss_coef") == bool(coefficient)

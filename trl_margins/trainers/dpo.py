@@ -224,6 +224,8 @@ class MarginDPOTrainer(MarginMixin, DPOTrainer):
 
     def _extra_loss(self, pairs: PairLogps) -> Tensor | float:
         if not self.aux_loss_enabled or pairs.aux_loss is None:
+            if self.aux_loss_enabled and self.args.router_aux_loss_coef:
+                self._warn_once("no effect of router_aux_loss_coef: the model computes no auxiliary loss")
             return 0.0
         return self.router_aux_loss_coef * pairs.aux_loss
 

@@ -45,6 +45,7 @@ from trl_margins.report.card_results import Evaluation, EvaluationReport, eval_r
 from trl_margins.report.markdown import code, fenced, inline
 from trl_margins.report.page import html_page
 from trl_margins.report.run_folder import read_runs
+from trl_margins.rows import open_rows
 from trl_margins.trainers import card as cards
 from trl_margins.trainers import configs
 from trl_margins.trainers.card import settings
@@ -374,6 +375,38 @@ def test_numbers_of_pairs_that_were_trained_on(name, base, tiny_model, tokenizer
         assert card.data.eval_results is None
 
 
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_shares_of_sets_by_other_ways(base, tiny_model, tokenizer, tmp_path):
+    """The trainer's own sets, given again; rows of them; predict(); and a column that is called as ours."""
+    rows, new = preference_rows(8), preference_rows(4, seed=9)
+    numbered = new.add_column("row_number", [*range(4)])
+    trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, rows, {"seen": rows.select([2, 0]), "test": new})
+    trainer.evaluate(trainer.eval_dataset)
+    trainer.evaluate(trainer.eval_dataset["seen"], metric_key_prefix="eval_seen")
+    trainer.evaluate(trainer.eval_dataset["seen"].select([1]), metric_key_prefix="eval_seen")
+    trainer.evaluate(numbered, metric_key_prefix="eval_numbered")
+    trainer.evaluate(rows, metric_key_prefix="eval_again")
+    trainer.predict(new)
+    names = {"seen": 1, "test": 0, "numbered": 0, "again": 1}
+    assert {name: trainer.trained_on(name) for name in names} == names
+
+
+def test_pairs_that_were_trained_on_in_another_form(tiny_model, tokenizer, tmp_path):
+    """Those that a filter leaves out were not; those whose completions repeat the prompt were; calls differ."""
+    rows = preference_rows(8, scores=lambda i: (5.0, 1.0) if i < 4 else (2.0, 1.0))
+    hard = {"weight": "score-gap", "score_gap_transform": "hard", "score_gap_threshold": 2.0}
+    for evals, share in ((rows, 1 / 2), (rows.select(range(2, 8)), 1 / 3)):
+        trainer = trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, evals, **hard)
+        assert trainer.trained_on("") == pytest.approx(share)
+    whole = rows.map(lambda row: {side: row["prompt"] + row[side] for side in ("chosen", "rejected")})
+    assert trainer_of("cpo", tiny_model, tokenizer, tmp_path, whole, rows).trained_on("") == 1
+    calls = [[{"function": {"name": name, "arguments": "{}"}}] for name in ("book", "cancel", "pay")]
+    one, two, three = [[{"role": "assistant", "content": "", "tool_calls": call}] for call in calls]
+    pair = {"prompt": [{"role": "user", "content": "q"}], "chosen": one, "rejected": two}
+    counts = [open_rows(Dataset.from_list([each]), "dev").counts.pairs for each in (pair, pair | {"rejected": three})]
+    assert counts[0] != counts[1]
+
+
 def test_pairs_that_both_sets_have(tiny_model, tokenizer, tmp_path):
     """In another order, with another column or as messages of another spelling: the pairs are the same."""
     rows, other = preference_rows(8), preference_rows(2, seed=9)
@@ -384,7 +417,7 @@ def test_pairs_that_both_sets_have(tiny_model, tokenizer, tmp_path):
         "new": other,
     }
     trainer = trainer_of("dpo", tiny_model, tokenizer, tmp_path, rows, sets)
-    assert {name: trainer.trained_on(name) for name in sets} == {"moved": 1, "wider": 1, "swapped": 0, "new": 0}
+    assert {name: trainer.trained_on(name) for name in sets} == {"moved": 1, "wider": 1, "swapped": 1, "new": 0}
 
 
 def test_the_kept_checkpoint_has_its_own_numbers(trained):

@@ -709,6 +709,12 @@ def test_a_slice_that_is_none_is_refused_before_the_data_is_loaded(split):
             check_run(*run)
 
 
+def test_a_slice_of_a_stream_is_refused_before_the_data_is_loaded():
+    given = "--model_name_or_path m --dataset_name d/e --output_dir o --max_steps 1 --dataset_streaming true"
+    with pytest.raises(ValueError, match=r"^split 'train\[:3\]': a stream has no slices"):
+        check_run(*parse([*given.split(), "--dataset_train_split", "train[:3]"]))
+
+
 def test_a_name_that_is_neither_here_nor_in_the_cache(tmp_path, monkeypatch):
     """Offline, of a folder elsewhere that `datasets` has read once."""
     preference_rows(3).to_json(tmp_path / "once/here/train.jsonl")

@@ -531,7 +531,7 @@ OTHER = json.dumps({"question": "x", "prompt": "y"}) + "\n"
         ({"a__jsonl": LINE, "b__jsonl": LINE.replace('"c"', '[{"role": "user", "content": "c"}]')},
          "'rejected' is string in a.jsonl and list<.* in b.jsonl"),
         ({"a__csv": HEAD + "a,b,c\n", "b__csv": HEAD + "a,b\n"}, "b.csv, line 2: 2 fields"),
-        ({"a__csv": HEAD + "a,b,c\n", "b__csv": "prompt;chosen;rejected\na;b;c\n"}, "only b.csv has .prompt;ch"),
+        ({"a__csv": HEAD + "a,b,c\n", "b__csv": "prompt;chosen;rejected\na;b;c\n"}, "and b.csv has .;.: give all"),
         ({"a__jsonl": LINE, "b__jsonl": ""}, "b.jsonl is empty"),
         ({"train__csv": HEAD + "q,x,y\n", "test__csv": HEAD}, "test.csv has no rows"),
         ({"a__jsonl": LINE, "b__jsonl": "{\n"}, "b.jsonl, line 1: not JSON"),

@@ -181,6 +181,8 @@ CASES: dict[str, Callable[[], Any]] = {
         {"prompt": "Why? ", "chosen": "WHY? Since.", "rejected": "why?\nSo."},
         {"prompt": "Why? ", "chosen": "WHY? Since.", "rejected": "So."},
     ),
+    "begins alike": pairs({"prompt": "one", "chosen": "One hundred", "rejected": "ONEROUS work"}),
+    "repeats one alike": pairs({"prompt": 'Say "a"', "chosen": 'Say "a": x', "rejected": "Say “a”: y"}),
     "begins the answer": pairs({**OK, "initial_reason_steps": "Step 1: a."}),
     "repeats all": pairs(
         {"prompt": "r ", "chosen": "r x", "rejected": "r y"}, {"prompt": "s ", "chosen": "s x", "rejected": "s y"}

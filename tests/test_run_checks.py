@@ -434,18 +434,25 @@ def test_a_file_in_place_of_a_recipe_s_data_set():
         assert said(*given, "--dataset_train_split", "train", *advice.split()) is None
 
 
-def test_results_do_not_lie_among_the_data():
-    """eval_results.json would be a file of its test split."""
+def test_a_run_among_its_data(caplog):
+    """eval_results.json would be a file of its test split: said where `datasets` looks for data, and only there."""
     rows = preference_rows(4)
-    for name in ("train", "test"):
-        rows.to_json(f"data/{name}.jsonl")
+    for name in ("data/train", "data/test", "named/a"):
+        rows.to_json(f"{name}.jsonl")
+    Path("named/README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: a.jsonl\n---\n")
     rows.save_to_disk("saved")
-    words = "output_dir data/out lies in data, a folder of data, where eval_results.json"
-    for text in ("dataset_name: data\neval_strategy: steps", "dataset_name: rows\neval_dataset_name: data"):
-        assert words in refused(with_names(f"{text}\noutput_dir: data/out"))
-    for text in ("dataset_name: data\noutput_dir: data/out", "eval_dataset_name: saved\noutput_dir: saved/out"):
+    for text, warns in {
+        "dataset_name: data\noutput_dir: data/out": True,
+        "dataset_name: rows\neval_dataset_name: data\noutput_dir: data/a/b": True,
+        "dataset_name: data\noutput_dir: data-out": False,
+        "dataset_name: data\noutput_dir: data/.runs/a": False,
+        "dataset_name: named\noutput_dir: named/out": False,
+        "dataset_name: saved\noutput_dir: saved/out": False,
+    }.items():
+        caplog.clear()
         Path("c.yaml").write_text(with_names(text))
         assert said("train", "--dry_run", "--config", "c.yaml") is None
+        assert ("lies in a folder of data" in caplog.text) == warns, text
 
 
 # The settings of another machine

@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name} is for a benchmark: name one with --for, or leave it out")
         sampling, shard = Sampling(**given(args)), shard_of(args)
-    check_files([args.out], [args.dataset_name])
+    check_files([args.out], [args.dataset_name], continues=True)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     rows = prompts_of(args, tokenizer)
     engine = engine_of(args.engine)

@@ -20,7 +20,9 @@ _OTHER_FORMATS = {".csv", ".tsv", ".parquet", ".xlsx", ".yaml", ".html", ".png",
 MAX_LENGTH = 1024  # of a model that this package did not train
 
 
-def check_files(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path] = ()) -> None:
+def check_files(
+    outputs: Iterable[str | Path | None], inputs: Iterable[str | Path] = (), continues: bool = False
+) -> None:
     """Checks that these files can be written, each beside the others and none in the place of an input, before hours
     of work. None stands for a file that nobody wants.
 
@@ -40,7 +42,7 @@ def check_files(outputs: Iterable[str | Path | None], inputs: Iterable[str | Pat
         places[file.resolve()] = "is to be written twice"
         check_writable(file.parent)
         is_new = not file.exists()
-        if not is_new and file.stat().st_size:
+        if not (is_new or continues) and file.stat().st_size:
             logger.warning("%s is there, and will be written over", file)
         try:
             with file.open("ab"):

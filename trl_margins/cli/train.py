@@ -7,7 +7,7 @@ import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -217,9 +217,11 @@ def _split_to_evaluate(trainer: Any, script: TrainArguments, name: str) -> str |
     split = script.dataset_train_split if on_train else script.dataset_test_split
     if is_slice(split):
         return split
-    if Path(name).is_file() or (script.eval_dataset_name and len(load_splits(name, decoded=IMAGES)) == 1):
+    if Path(name).is_file():
         return None
-    return split
+    with suppress(ValueError, OSError):  # the data has changed since: no reason to fail at the end of a run
+        return None if script.eval_dataset_name and len(load_splits(name, decoded=IMAGES)) == 1 else split
+    return None
 
 
 def loading(model: Any, folder: str, trust_remote_code: bool = False) -> str:

@@ -18,7 +18,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 
 from ..checks import check_options, expression_of, unknown
 from ..data.loading import check_slice, is_slice, names_in
-from ..data.local_files import is_saved
+from ..data.local_files import is_saved, names_files
 from ..data.noise import parse_noise
 from ..methods import METHODS
 from ..registry import RESERVED
@@ -252,9 +252,12 @@ def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
     evaluates = evaluates_while_training(config) and not script.eval_dataset_name
     given = [each for each in _TO_MIX if getattr(script, each, getattr(mixture, each, None)) is not None]
     streams = mixture.streaming if mixture.datasets else script.dataset_streaming
-    for split in (script.dataset_train_split, test, *(part.split for part in mixture.datasets)):
-        if is_slice(split) and not any(is_saved(Path(each)) for each in (name, script.eval_dataset_name) if each):
-            check_slice(split)  # a saved split may have any name
+    sources = [each for each in (name, script.eval_dataset_name, *(part.path for part in mixture.datasets)) if each]
+    if not any(is_saved(Path(each).expanduser()) for each in sources):  # whose splits may have any name
+        for split in filter(is_slice, (script.dataset_train_split, test, *(part.split for part in mixture.datasets))):
+            check_slice(split)
+    if script.dataset_streaming and is_slice(script.dataset_train_split):
+        raise ValueError(f"split {script.dataset_train_split!r}: a stream has no slices: load the data set instead")
     if mixture.datasets:
         check_mixture(mixture, script.mixture_weights, script.mixture_seed)
         if script.eval_dataset_name and mixture.test_split_size is not None:
@@ -274,19 +277,18 @@ def _check_data(script: TrainArguments, config: Any, mixture: DatasetMixtureConf
         raise ValueError("max_steps must be set for a data set that is streamed, whose length is not known")
     if streams and getattr(config, "precompute_ref_log_probs", False):
         raise ValueError("precompute_ref_log_probs=True needs the whole data set: do not stream it")
-    if evaluates or script.eval_dataset_name:
-        _check_beside([name, script.eval_dataset_name, *(part.path for part in mixture.datasets)], config.output_dir)
+    _warn_of_place([each for each in (name, script.eval_dataset_name) if each], config.output_dir)
 
 
-def _check_beside(names: Iterable[str | None], output_dir: str) -> None:
-    """
-    Raises:
-        ValueError: the results of evaluations would be found among the files of a data set.
-    """
+def _warn_of_place(names: Iterable[str], output_dir: str) -> None:
+    """Of an output folder in which `datasets` would look for data."""
     out = Path(output_dir).expanduser().resolve()
-    for folder in (Path(name).expanduser() for name in names if name):
-        if folder.is_dir() and not is_saved(folder) and out.is_relative_to(folder.resolve()):
-            raise ValueError(
-                f"output_dir {output_dir} lies in {folder}, a folder of data, where eval_results.json would be taken "
-                "for data: name a folder outside"
+    for folder in (Path(name).expanduser().resolve() for name in names):
+        if not folder.is_dir() or is_saved(folder) or names_files(folder) or not out.is_relative_to(folder):
+            continue
+        if not any(part.startswith((".", "__")) for part in out.relative_to(folder).parts):
+            logger.warning(
+                "output_dir %s lies in a folder of data, and whoever reads that again may take files of the run for "
+                "data, such as eval_results.json. Name a folder outside",
+                output_dir,
             )

@@ -83,6 +83,11 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
+def names_files(folder: Path) -> bool:
+    """Whether a folder's README.md says which of its files are data."""
+    return any("data_files" in entry for entry in _card(folder).get("configs") or () if isinstance(entry, dict))
+
+
 def files_of(folder: Path, config: str | None) -> dict[str, list[Path]]:
     """A folder's files by split, found as `datasets` finds them; none if only `datasets` itself can read them.
 

@@ -246,7 +246,7 @@ def _logged(facts: CardFacts) -> str:
 def _trained_on(share: float) -> str:
     if not share:
         return ""
-    return ", trained on" if share == 1 else f", {100 * share:.3g} % trained on"
+    return ", trained on" if share == 1 else f", {min(100 * share, 99.9):.3g} % trained on"
 
 
 def _cell(value: Any) -> str:

@@ -72,7 +72,7 @@ class RowCounts:
     unprompted: Seen = field(default_factory=Seen)  # text rows whose prompt is empty
     alike: dict[str, Seen] = field(default_factory=dict)  # columns whose names look like those of others that are read
     prompts: set[int] = field(default_factory=set)  # hashes of prompts
-    pairs: list[int] = field(default_factory=list)  # hashes of prompt and completions, of each row
+    pairs: list[int] = field(default_factory=list)  # hashes of prompt and completions in any order, of each row
 
     @property
     def prompted(self) -> int:
@@ -105,14 +105,14 @@ class RowCounts:
             if befores == ["", ""]:
                 self.repeated.add(number)
                 completions = [behind for _, behind in filter(None, around)]
+            elif row.prompt.strip() and all(_begins_like(part, row.prompt) for part in completions):
+                self.repeated_alike.add(number)
             elif "" in befores and row.prompt.strip():
                 self.repeated_once.add(number)
             elif befores[0] and befores[0] == befores[1]:
                 self.repeated_within.add(number)
                 if all(each and _marks_turns(*each) for each in around):
                     self.dialogues.add(number)
-            elif (begin := _plain(row.prompt)) and all(_plain(part).startswith(begin) for part in completions):
-                self.repeated_alike.add(number)
         else:
             if any(message["role"] == "user" for part in completions for message in part):
                 self.user_turns.add(number)
@@ -132,7 +132,7 @@ class RowCounts:
             self.user_marks.add(number)
         prompt = text_of(row.prompt)
         self.prompts.add(hash(prompt))
-        self.pairs.append(hash((prompt, *map(text_of, row.completions))))
+        self.pairs.append(hash((_said(row.prompt), frozenset(map(_said, completions)))))
         # the reader compares a prompt in messages
         if row.is_conversational and isinstance(asked, str) and asked.strip() not in prompt:
             self.contradicted.add(number)
@@ -150,9 +150,19 @@ def _rendered_mark(message: Message) -> str | None:
     return turn_mark(text) if _TO_ANSWER.search(text) else None
 
 
-def _plain(text: str) -> str:
-    """Without what differs between two copies of a text: line ends and other blanks, quotes, capitals."""
-    return " ".join(text.translate(_QUOTES).split()).casefold()
+def _begins_like(part: str, prompt: str) -> bool:
+    """Whether a completion begins with a copy of the prompt, in other line ends or blanks, quotes or capitals."""
+    begin, found = (
+        " ".join(text.translate(_QUOTES).split()).casefold() for text in (prompt, part[: 2 * len(prompt) + 20])
+    )
+    return found.startswith(begin) and not (begin[-1].isalnum() and found[len(begin) :][:1].isalnum())
+
+
+def _said(part: Part) -> str:
+    """What tells a part from others: its text, and calls of tools, which have none."""
+    if isinstance(part, str):
+        return part
+    return repr([(message["role"], text_of([message]), message.get("tool_calls")) for message in part])
 
 
 def _marks_turns(before: str, behind: str) -> bool:

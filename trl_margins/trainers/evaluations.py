@@ -37,7 +37,7 @@ class EvaluationMixin(BestMixin):
     _said: Set[str] = frozenset()  # warnings
     _prefix: str  # of the metrics of the set that is evaluated
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
-    _later_share = 0.0  # of the pairs of the last set that came later: trained on
+    _later_share: float | None = None  # of the pairs of a set that came later and was read now: trained on
     _share: float | None = None  # the same of the set that is evaluated; None of the trainer's own
     _shares: Mapping[str, float | None] = MappingProxyType({})  # the same, by what their metrics are called
 
@@ -65,13 +65,19 @@ class EvaluationMixin(BestMixin):
                 raise unknown("evaluation set", eval_dataset, self.eval_dataset)
         elif eval_dataset is not None and not isinstance(eval_dataset, Dataset | IterableDataset):
             as_taken(eval_dataset, "evaluation", self.args)
-        is_own = eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset
         dataloader = super().get_eval_dataloader(eval_dataset)
-        is_of_train = isinstance(eval_dataset, Dataset) and ROW in eval_dataset.column_names  # or some of its rows
-        self._share = None if is_own else 1.0 if is_of_train else self._later_share
+        self._share = self._later_share
+        if self._share is None and eval_dataset is not None and not self._is_own(eval_dataset):
+            # tokenized by the trainer: `train_dataset`, or some rows of it
+            self._share = 1.0 if isinstance(eval_dataset, Dataset) and ROW in eval_dataset.column_names else None
         check_lockstep(self.accelerator, dataloader, "evaluation")
         self._warn_of_rows(dataloader)
         return dataloader
+
+    def _is_own(self, dataset: Any) -> bool:
+        """Whether it is an evaluation set, or the name of one, that the trainer was built with."""
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        return isinstance(dataset, str) or any(dataset is each for each in own)
 
     def _warn_of_rows(self, dataloader: DataLoader) -> None:
         """Of rows that count nowhere, and of those that count again."""
@@ -112,8 +118,9 @@ class EvaluationMixin(BestMixin):
         check_settings(self.args, self._settings_read)
         self._finite.check_weights()
         self._evaluated, self._prefix = [], metric_key_prefix
-        self._shares = {**self._shares, metric_key_prefix.removeprefix("eval").removeprefix("_"): self._share}
-        self._later_share = 0.0
+        if metric_key_prefix.startswith("eval"):  # and not `predict`
+            self._shares = {**self._shares, metric_key_prefix.removeprefix("eval").removeprefix("_"): self._share}
+        self._later_share = None
         self._buffers["eval"] = MetricBuffer()  # what `predict`, or an evaluation that was cut off, has left
         if self.compute_metrics is not None and not isinstance(self.compute_metrics, OwnMetrics):
             self.compute_metrics = OwnMetrics(self.compute_metrics)

@@ -107,16 +107,6 @@ def prepare_datasets(
     prepare_tokenizer(processing_class, [split for split, each in opened.items() if each.counts.messages.n])
     sets: dict[str, Any] = {split: each.dataset for split, each in opened.items()}
     facts = {split: _counted(dataset, split) for split, dataset in sets.items()}
-    trained = frozenset(opened[TRAIN].counts.pairs if isinstance(train, Dataset) else ())
-    facts |= {
-        split: replace(
-            facts[split],
-            shared_pairs=len(dataset) if _same_rows(dataset, train) else shared_pairs(trained, opened[split]),
-            shared_prompts=_shared_prompts(opened[TRAIN], opened[split]),
-        )
-        for split, dataset in given.items()
-        if split != TRAIN and isinstance(dataset, Dataset) and isinstance(train, Dataset)
-    }
     if FACTOR in objective.columns:
         with global_then_local_main_first():  # the others read the cache
             sets = {split: _with_factors(each, options, config, facts) for split, each in opened.items()}
@@ -137,6 +127,16 @@ def prepare_datasets(
         for term in objective.terms:
             if isinstance(term, EvaluationFactorMargin):
                 facts[TRAIN] = replace(facts[TRAIN], floored=term.n_floored)
+    trained: frozenset[int] = frozenset()
+    if isinstance(train, Dataset):
+        read = opened[TRAIN].counts.pairs
+        trained = frozenset(read[i] for i in sets[TRAIN][ROW])  # without those that a term leaves out
+        for split, dataset in given.items():
+            if split != TRAIN and isinstance(dataset, Dataset):
+                n = shared_pairs(trained, opened[split])
+                n = len(dataset) if n is None and _same_rows(dataset, train) else n
+                prompts = _shared_prompts(opened[TRAIN], opened[split])
+                facts[split] = replace(facts[split], shared_pairs=n, shared_prompts=prompts)
     by_name = {name: sets[eval_split(name)] for name in evals} if isinstance(evals, dict) else sets.get("eval")
     return PreparedSets(sets.get(TRAIN), by_name, columns, facts, opened, trained)
 

@@ -603,6 +603,11 @@ def test_the_files_of_a_mixture_are_read_as_files(named, tmp_path):
             {"path": "parquet", "data_files": "rows.jsonl"},
             "path parquet, data_files rows.jsonl, split train cannot be read: Parquet ",
         ),
+        ({"path": "nope.jsonl"}, "path nope.jsonl, split train cannot be read: no data set at nope.jsonl"),
+        (
+            {"data_files": "rows.jsonl"},
+            "cannot be read: path is a file: leave data_files and data_dir out",
+        ),
         ({"path": "csv", "data_dir": "mixed"}, "path csv, data_dir mixed, split train cannot be read: .*line 3"),
     ],
 )

@@ -414,6 +414,12 @@ def test_a_column_whose_name_has_another_delimiter(header, folder):
     assert load_splits(str(folder))["train"].column_names == header.split(mark)
 
 
+def test_a_delimiter_within_quotes(folder):
+    (folder / "a.csv").write_text('"prompt, all";"chosen, a";"rejected, b"\n"p, q";"a, b";"c, d"\n')
+    found = load_splits(str(folder / "a.csv"))["train"].to_list()
+    assert found == [{"prompt, all": "p, q", "chosen, a": "a, b", "rejected, b": "c, d"}]
+
+
 def test_tables_with_several_delimiters(folder):
     """Together they are an error that names them; alone each is read, whatever stands within its name."""
     (folder / "a.tsv.csv").write_text("prompt,chosen,rejected\np,a,b\n")

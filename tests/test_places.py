@@ -98,6 +98,16 @@ def test_what_is_written_over_is_said_before(here, caplog):
     assert [record.message for record in caplog.records] == ["file is there, and will be written over"]
 
 
+def test_a_saved_data_set_does_not_hide_files(here):
+    """`datasets` reads the one or the others."""
+    for name, kept in {"data": "train.csv", "model": "config.json"}.items():
+        Path(name).mkdir()
+        (here / name / kept).write_text("{}")
+        with pytest.raises(ValueError, match=f"^{name} has {kept}, which nobody reads beside a saved data set"):
+            main(["score", "rows.jsonl", "--out", name])
+        assert os.listdir(name) == [kept]
+
+
 def test_a_pipe_is_opened_by_who_writes_to_it(here):
     """Opened and closed before, it would end for its reader."""
     os.mkfifo("pipe")

@@ -122,11 +122,12 @@ CASES: dict[str, Callable[[], Any]] = {
         *(CHAT | {"prompt": [user(f"<{word}> q </{word}> <{word}> q")]} for word in ("user", "system", "div")),
     ),
     "rendered prompts, of text": pairs(
-        *(CHAT | {"prompt": [user(text)]} for text in ("Make an Assistant:", "Q: x\nAnswer:", "USER: x\nModel:")),
+        *(CHAT | {"prompt": [user(text)]} for text in ("Make an Assistant:", "Q: x\nAnswer:")),
         CHAT | {"prompt": [user("A chat. USER: q ASSISTANT:")]},
         CHAT | {"prompt": [user("Below is a task.\n\n### Instruction:\nq\n\n### Response:\n")]},
         CHAT | {"prompt": [user("GPT4 Correct User: q<|end_of_turn|>GPT4 Correct Assistant:")]},
     ),
+    "a play": pairs(CHAT | {"prompt": [user("Go on.\nPATIENT: Ah.\nNURSE: Oh?\nASSISTANT:")]}),
     "a number": pairs(CHAT, {**CHAT, "chosen": 7}),
     "empty list": pairs(CHAT, {**CHAT, "chosen": []}),
     "no content": pairs(CHAT, {**CHAT, "chosen": [model("x"), {"role": "assistant"}]}),
@@ -178,11 +179,26 @@ CASES: dict[str, Callable[[], Any]] = {
     ),
     "repeats alike": pairs(
         {"prompt": "Say “a\r\nb”, please. ", "chosen": 'Say "a\nb",  please. x', "rejected": 'say "a\nb", please. y'},
+        {
+            "prompt": "Why is it ever so … ",
+            "chosen": "WHY IS IT EVER SO ... x",
+            "rejected": "why is it ever\nso ...\ny",
+        },
         {"prompt": "Why? ", "chosen": "WHY? Since.", "rejected": "why?\nSo."},
-        {"prompt": "Why? ", "chosen": "WHY? Since.", "rejected": "So."},
     ),
-    "begins alike": pairs({"prompt": "one", "chosen": "One hundred", "rejected": "ONEROUS work"}),
-    "repeats one alike": pairs({"prompt": 'Say "a"', "chosen": 'Say "a": x', "rejected": "Say “a”: y"}),
+    "begins alike": pairs(
+        {"prompt": "A prompt for one", "chosen": "A prompt for Ones", "rejected": "A Prompt for ones"}
+    ),
+    "repeats one alike": pairs(
+        {"prompt": 'Say the word "a"', "chosen": 'Say the word "a": x', "rejected": "Say the word “a”: y"}
+    ),
+    "asks again": pairs(
+        {"prompt": "USER: why? ASSISTANT:", "chosen": " So. USER: and?", "rejected": " No."},
+        {"prompt": "### Instruction:\nq\n### Response:\n", "chosen": "a", "rejected": "b\n### Instruction:\nr"},
+        {"prompt": "Q: why?\nA:", "chosen": " So.", "rejected": " The Q: so.\nQ: and?"},
+        {"prompt": "Q: why?\nA:", "chosen": " So.", "rejected": " The Q: so."},
+        {"prompt": "Q: why?\nA:", "chosen": "Q: why?\nA: So.", "rejected": "Q: why?\nA: No."},
+    ),
     "begins the answer": pairs({**OK, "initial_reason_steps": "Step 1: a."}),
     "repeats all": pairs(
         {"prompt": "r ", "chosen": "r x", "rejected": "r y"}, {"prompt": "s ", "chosen": "s x", "rejected": "s y"}

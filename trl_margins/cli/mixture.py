@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.loading import is_slice, load_splits, pick_split, sliced
-from ..data.local_files import BUILDERS, builder_of, is_saved, kind_of
+from ..data.local_files import BUILDERS, builder_of, existing, is_saved, kind_of
 from ..rows import RowError
 from ..rows.form import IMAGES
 from ..rows.mixed import NOTHING_NAMED, Named, mixed
@@ -181,6 +181,8 @@ def _rows_of(part: DatasetConfig, split: str, named: Named) -> Dataset:
         rows = load_splits(part.path, part.name, decoded=IMAGES)
         rows = pick_split(rows, split, part.path, "`split` in its entry of `datasets` (mixture_weights takes a share)")
     else:
+        if (found := existing(part.path)) and found.is_file():
+            raise ValueError("path is a file: leave data_files and data_dir out")
         rows = load_dataset(part.path, part.name, data_dir=part.data_dir, data_files=part.data_files, split=split)
     return rows if part.columns is None else rows.select_columns(part.columns)
 

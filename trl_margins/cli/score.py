@@ -18,6 +18,7 @@ from ..data.evaluation_factors import (
     warn_of_few_words,
 )
 from ..data.loading import chosen_splits
+from ..data.local_files import BUILDERS, is_saved, kind_of
 from ..disk import check_writable, naming, written
 from ..rows import open_rows
 from ..tables import aligned
@@ -217,9 +218,11 @@ def check_place(output: str, source: str, n_splits: int) -> None:
     other = "state.json" if n_splits > 1 else "dataset_dict.json"  # that is read first, or beside
     if (folder / other).exists():
         raise ValueError(f"{output} has another saved data set: name another folder, or remove it")
-    check_writable(folder)
-    if any(folder.glob("*.json")):
+    if is_saved(folder):
         logger.warning("the data set in %s will be written over", output)
+    elif beside := next((file.name for file in sorted(folder.glob("*")) if kind_of(file) in BUILDERS), None):
+        raise ValueError(f"{output} has {beside}, which nobody reads beside a saved data set: name another folder")
+    check_writable(folder)
 
 
 def write(output: str, splits: DatasetDict) -> None:

@@ -187,7 +187,7 @@ def _kept(trainer: Any, metrics: Mapping[str, Any]) -> str:
 
 def next_steps(trainer: Any, script: TrainArguments) -> Iterator[str]:
     """Commands about the trained model, and how Python loads it."""
-    config, out = trainer.args, as_argument(trainer.args.output_dir)
+    config, out, first = trainer.args, as_argument(trainer.args.output_dir), "next"
     name = script.eval_dataset_name or script.dataset_name
     if name and not any(column in IMAGES for column in column_names(trainer.train_dataset)):
         options: dict[str, Any] = {
@@ -201,8 +201,9 @@ def next_steps(trainer: Any, script: TrainArguments) -> Iterator[str]:
             if value is not None:
                 words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
         yield f"next    {shlex.join(words)}"
+        first = "    "
     if config.log_pairs:
-        yield f"        {shlex.join(['trl-margins', 'report', out])}"
+        yield f"{first}    {shlex.join(['trl-margins', 'report', out])}"
     yield f"python  {loading(trainer.accelerator.unwrap_model(trainer.model), out, config.trust_remote_code)}"
 
 

@@ -19,6 +19,7 @@ from datasets import (
     DatasetInfo,
     Features,
     IterableDataset,
+    NamedSplit,
     ReadInstruction,
     concatenate_datasets,
 )
@@ -177,7 +178,7 @@ def sliced(splits: Mapping[str, Any], split: str, name: str) -> Dataset:
         raise ValueError(
             f"{what} has no rows: the splits have {', '.join(f'{each} {len(splits[each])}' for each in splits)}"
         )
-    return concatenate_datasets(found)
+    return concatenate_datasets(found, split=NamedSplit(split))
 
 
 def _read(path: Path, config: str | None, streaming: bool) -> DatasetDict:

@@ -52,7 +52,10 @@ def delimiter_of(file: Path) -> str:
         return "\t"
 
     def fits(mark: str) -> tuple[int, int]:
-        header = _header_of(file, mark)  # in which a column may have another mark in its name
+        try:
+            header = _header_of(file, mark, strict=True)  # in which a column may have another mark in its name
+        except csv.Error:  # a mark within quotes
+            return 0, 0
         return len({"prompt", "chosen", "rejected"} & {*header}), len(header)
 
     return max(",;\t|", key=fits)
@@ -108,9 +111,9 @@ def _same_delimiter(files: Sequence[Path]) -> str:
     return one
 
 
-def _header_of(file: Path, delimiter: str) -> list[str]:
+def _header_of(file: Path, delimiter: str, strict: bool = False) -> list[str]:
     with open_text(file, newline="") as lines, any_length():
-        return next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
+        return next(filter(None, csv.reader(lines, delimiter=delimiter, strict=strict)), [])
 
 
 def _kinds_of(file: Path, delimiter: str, first: int | None) -> Kinds:

@@ -5,18 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from html import unescape
 from typing import Any
-from unicodedata import category
+from unicodedata import category, normalize
 
 from datasets import Dataset, IterableDataset
 
 from ..checks import looks_like
 from ..pairs import FACTOR, IS_FLIPPED
 from .beside import Seen, count_unused, suspects_of, texts_beside
-from .form import COMPLETIONS, OF_TEMPLATES, TEMPLATE, PreferenceRow, RowError, RowReader, around_prompt, turn_mark
+from .form import (
+    ASKS,
+    COMPLETIONS,
+    OF_TEMPLATES,
+    TEMPLATE,
+    PreferenceRow,
+    RowError,
+    RowReader,
+    around_prompt,
+    turn_mark,
+)
 from .messages import (
     USUAL_ROLES,
-    Message,
     Part,
     is_messages,
     may_be_messages,
@@ -33,6 +43,8 @@ _HUMAN = re.compile(  # begins a turn of the user in text
     r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
 )
 _TEMPLATES = re.compile(r"[|｜]|INST|turn|SYS")  # in marks that nobody else writes
+_OF_USER = re.compile("(?i)user|human|instruction|prompter")
+_NO_CHANCE = 16  # characters of a prompt that no answer begins with by chance
 _QUOTES = str.maketrans("‘’“”", "''\"\"")
 # asks the model for a turn
 _TO_ANSWER = re.compile(r"(?:\b(?:ASSISTANT|[Aa]ssistant)|### ?Response)(?:[|｜]>|[ \t]*:)\s*\Z")
@@ -56,6 +68,7 @@ class RowCounts:
     prefilled: Seen = field(default_factory=Seen)  # prompts that end with the assistant's turn
     rendered: Seen = field(default_factory=Seen)  # prompts with a message that a chat template has rendered
     rendered_mark: str = ""  # the first of their marks
+    asking: Seen = field(default_factory=Seen)  # prompts with a dialogue in a message that asks the model for a turn
     roles: dict[str, Seen] = field(default_factory=dict)  # that chat templates seldom know
     repeated: Seen = field(default_factory=Seen)  # text completions that both begin with their prompt
     repeated_once: Seen = field(default_factory=Seen)  # one of them does
@@ -105,7 +118,7 @@ class RowCounts:
             if befores == ["", ""]:
                 self.repeated.add(number)
                 completions = [behind for _, behind in filter(None, around)]
-            elif row.prompt.strip() and all(_begins_like(part, row.prompt) for part in completions):
+            elif len(row.prompt) >= _NO_CHANCE and all(_begins_like(part, row.prompt) for part in completions):
                 self.repeated_alike.add(number)
             elif "" in befores and row.prompt.strip():
                 self.repeated_once.add(number)
@@ -118,44 +131,67 @@ class RowCounts:
                 self.user_turns.add(number)
             if row.prompt[-1]["role"] == "assistant":
                 self.prefilled.add(number)
-            if rendered := next(filter(None, map(_rendered_mark, row.prompt)), None):
+            texts = [text_of([message]) for message in row.prompt]
+            if rendered := next(filter(None, map(_rendered_mark, texts)), None):
                 self.rendered_mark = self.rendered_mark or rendered
                 self.rendered.add(number)
+            elif asking := next(filter(None, map(_asking_mark, texts)), None):
+                self.rendered_mark = self.rendered_mark or asking
+                self.asking.add(number)
             found = {message["role"] for part in (row.prompt, *completions) for message in part}
             for role in found.difference(USUAL_ROLES):
                 self.roles.setdefault(role, Seen()).add(number)
         for name, part in zip(COMPLETIONS, completions, strict=True):
             if is_blank(part):
                 self.blank.setdefault(name, Seen()).add(number)
-        if mark := next(filter(None, (_HUMAN.search(text_of(part)) for part in completions)), None):
-            self.user_mark = self.user_mark or mark[0].strip()
+        marks = (mark and mark[0].strip() for mark in (_HUMAN.search(text_of(part)) for part in completions))
+        if mark := next(filter(None, marks), None) or _asked_again(row):
+            self.user_mark = self.user_mark or mark
             self.user_marks.add(number)
         prompt = text_of(row.prompt)
         self.prompts.add(hash(prompt))
-        self.pairs.append(hash((_said(row.prompt), frozenset(map(_said, completions)))))
+        # the same with and without a prompt that the completions repeat, or that is not apart from them
+        wholes = (row.prompt + part for part in completions)
+        self.pairs.append(hash(frozenset(map(_said, wholes))))
         # the reader compares a prompt in messages
         if row.is_conversational and isinstance(asked, str) and asked.strip() not in prompt:
             self.contradicted.add(number)
         count_unused(self.unused, raw, number, prompt, suspects)
 
 
-def _rendered_mark(message: Message) -> str | None:
+def _rendered_mark(text: str) -> str | None:
     """The first mark of a chat template in a message that one seems to have rendered: it begins with some, and has two
-    of turns; or it has a dialogue, and ends where the model is to answer.
+    of turns.
     """
-    text = text_of([message])
     marks = [mark[0] for mark in OF_TEMPLATES.finditer(text) if _TEMPLATES.search(mark[0])]
-    if len(marks) > 1 and text.lstrip()[:1] in ("<", "["):
-        return marks[0]
-    return turn_mark(text) if _TO_ANSWER.search(text) else None
+    return marks[0] if len(marks) > 1 and text.lstrip()[:1] in ("<", "[") else None
+
+
+def _asking_mark(text: str) -> str | None:
+    """The mark of the user's turn in a message with a dialogue that ends where the model is to answer."""
+    mark = turn_mark(text) if _TO_ANSWER.search(text) else None
+    return mark if mark and _OF_USER.search(mark) else None
+
+
+def _asked_again(row: PreferenceRow) -> str | None:
+    """What marks the user's turn in a prompt of text, and begins another one in a completion without the prompt."""
+    prompt = row.prompt if isinstance(row.prompt, str) else ""
+    asked = ASKS.search(prompt)
+    if asked is None or any(prompt.strip() in part for part in row.completions):
+        return None
+    mark = asked[0].strip()
+    begins = (f"\n{mark}", f" {mark}") if mark in ("USER:", "HUMAN:") else (f"\n{mark}",)  # Vicuna's are in a line
+    return mark if any(begin in part for part in row.completions for begin in begins) else None
 
 
 def _begins_like(part: str, prompt: str) -> bool:
     """Whether a completion begins with a copy of the prompt, in other line ends or blanks, quotes or capitals."""
-    begin, found = (
-        " ".join(text.translate(_QUOTES).split()).casefold() for text in (prompt, part[: 2 * len(prompt) + 20])
-    )
+    begin, found = map(_spelled_alike, (prompt, part[: 2 * len(prompt) + 20]))
     return found.startswith(begin) and not (begin[-1].isalnum() and found[len(begin) :][:1].isalnum())
+
+
+def _spelled_alike(text: str) -> str:
+    return " ".join(normalize("NFKC", unescape(text)).translate(_QUOTES).split()).casefold()
 
 
 def _said(part: Part) -> str:

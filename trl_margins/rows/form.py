@@ -56,7 +56,7 @@ OF_TEMPLATES = re.compile(
 )
 _LIKE_DIALOGUE = re.compile(r"(?:^|[\r\n]|\\n)[ \t]*(?:Human|Assistant)[ \t]*:")
 _LINE = r"(?i:(?:^|[\r\n]|\\n|</?s>|###)[-#*_> \t]*"
-_ASKS = re.compile(
+ASKS = re.compile(
     r"\b(?:USER|User|HUMAN|Human)[ \t]*:|"
     rf"{_LINE}(?:user|human|customer|client|patient|student|instruct(?:ion)?|question|query|input|q)[*_ \t]*[:：])"
 )
@@ -431,7 +431,7 @@ def turn_mark(text: str) -> str | None:
         found = marks.finditer(text)
         if (first := next(found, None)) and next(found, None):
             return first[0].strip()
-    asked = _ASKS.search(text)
+    asked = ASKS.search(text)
     return asked[0].strip() if asked and _ANSWERS.search(text, asked.end()) else None
 
 

@@ -153,7 +153,7 @@ def notes(reader: RowReader, counts: RowCounts, read: Collection[str] = ()) -> I
             f"{seen.n} of {n} prompts end with the assistant's turn (the first is row {seen.first}): the chat "
             "template makes the completion a further turn. To continue the turn, move its text into the completions"
         )
-    if (seen := counts.rendered).n:
+    if (seen := counts.rendered if counts.asking.n <= n / 2 else counts.asking).n:
         yield warning(
             f"in {seen.n} of {n} rows a message of the prompt marks turns with {counts.rendered_mark!r} (the first is "
             f"row {seen.first}): if a chat template has rendered it, it is rendered a second time. Give the messages "

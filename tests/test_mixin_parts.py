@@ -129,10 +129,13 @@ def test_what_is_added_to_the_mean_loss(alpha, enabled, aux):
     pairs = PairLogps(
         *[CHOSEN] * 2, *[ONES] * 2, sft_loss=torch.tensor(2.0), aux_loss=None if aux is None else torch.tensor(aux)
     )
+    said: list[str] = []
     own = SimpleNamespace(cpo_alpha=alpha, aux_loss_enabled=enabled, aux_loss_coef=0.5, router_aux_loss_coef=0.125)
+    own.args, own._warn_once = SimpleNamespace(router_aux_loss_coef=0.125), said.append
     of_experts = aux if enabled and aux else 0.0
     assert float(MarginCPOTrainer._extra_loss(own, pairs)) == 2 * alpha + 0.5 * of_experts
     assert float(MarginDPOTrainer._extra_loss(own, pairs)) == 0.125 * of_experts
+    assert len(said) == (enabled and aux is None)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

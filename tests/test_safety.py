@@ -497,7 +497,7 @@ def hostile(tiny_model, tokenizer, tmp_path_factory):
     above = tmp_path_factory.mktemp("above")
     out = above / EVIL.replace("/", "∕").replace("\n", " ")
     column = f"../../{EVIL}"
-    rows = preference_rows(8, scores=lambda i: (4.0 + i % 3, 1.0)).rename_column("score_chosen", column)
+    rows = preference_rows(14, scores=lambda i: (4.0 + i % 3, 1.0)).rename_column("score_chosen", column)
     rows = rows.map(lambda row: {name: f"{CANARY} {EVIL} {row[name]}" for name in ("prompt", "chosen", "rejected")})
     model = load(tiny_model)
     model.config._name_or_path = EVIL
@@ -517,8 +517,8 @@ def hostile(tiny_model, tokenizer, tmp_path_factory):
                 load_best_model_at_end=False,
             )
         ),
-        train_dataset=rows,
-        eval_dataset=dict.fromkeys(("easy", f"../../{EVIL}"), rows.select(range(6))),
+        train_dataset=rows.select(range(8)),
+        eval_dataset=dict.fromkeys(("easy", f"../../{EVIL}"), rows.select(range(8, 14))),
         processing_class=tokenizer,
     )
     trainer.train()

@@ -25,10 +25,10 @@ from ..tables import aligned
 from .options import DTYPES, OptionsParser, RowOptions, data_first, option, warn_of_unread
 from .setup import check_files, find_model, load_tokenizer, weights_of
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+logger = logging.getLogger(__name__)
 
 FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 

@@ -24,7 +24,12 @@ def check_files(
     outputs: Iterable[str | Path | None], inputs: Iterable[str | Path] = (), continues: bool = False
 ) -> None:
     """Checks that these files can be written, each beside the others and none in the place of an input, before hours
-    of work. None stands for a file that nobody wants.
+    of work, and says which are there. None stands for a file that nobody wants.
+
+    Args:
+        outputs: the files.
+        inputs: what is read.
+        continues: a file that is there is kept and added to.
 
     Raises:
         ValueError: a folder, a file that is named twice, or one that is read.

@@ -475,6 +475,7 @@ _NAMES |= {
     "answer_logps",
     "eval_loss",
     *trl.ModelConfig.__dataclass_fields__,
+    *transformers.TrainerControl.__dataclass_fields__,
     *(name.value for name in OptimizerNames),
 }
 _NAMES |= {  # of AlpacaEval, Arena-Hard and lm-evaluation-harness

@@ -732,12 +732,18 @@ def test_a_name_that_is_neither_here_nor_in_the_cache(tmp_path, monkeypatch):
             load_splits(name)
 
 
-def test_epochs_beside_steps(caplog):
+def test_epochs_beside_steps(tmp_path, caplog):
     given = ["--model_name_or_path", "m", "--dataset_name", "d/e", "--output_dir", "o", "--num_train_epochs", "3"]
     for steps in ("-1", "5"):
         caplog.clear()
         parse([*given, "--max_steps", steps])
         assert ("no effect of num_train_epochs: the run has max_steps 5" in caplog.messages) == (steps == "5")
+    file = tmp_path / "own.yaml"
+    file.write_text("num_train_epochs: 1\nmax_steps: 5\n")
+    for flags in ([], ["--max_steps", "7"]):  # which cuts the file's run short
+        caplog.clear()
+        parse([*given[:-2], "--config", str(file), *flags])
+        assert ("no effect of num_train_epochs: the run has max_steps 5" in caplog.messages) == (not flags)
 
 
 def test_what_a_recipe_says_for_runs_of_another_kind(caplog):

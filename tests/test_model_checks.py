@@ -517,6 +517,12 @@ def test_no_language_model(cls, base, tmp_path):
             build(base, saved(model, tmp_path / "model"), tmp_path)
 
 
+def test_an_encoder_and_decoder_by_name(tiny_encoder_decoder, tmp_path):
+    """TRL's CPOTrainer loads names with AutoModelForCausalLM."""
+    with pytest.raises(ValueError, match=r"no model that has a T5Config.*AutoModelForSeq2SeqLM\.from_pretrained"):
+        build("cpo", tiny_encoder_decoder, tmp_path)
+
+
 def test_names_of_an_adapter(tiny_model, tmp_path, caplog):
     """PEFT says nothing of a name in vain beside others."""
     more = {"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "nope"], "modules_to_save": ["lm_head"]}

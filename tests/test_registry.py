@@ -172,6 +172,19 @@ class TestTerms:
             odd = type("Odd", (Term,), {"name": "odd", "__init__": own, "__call__": Focal.__call__})
             with pytest.raises(TypeError, match=said):
                 register_term(odd, kind="weight")
+        for typed, default, said in (
+            (float, "0.5", "'odd' does not fit its type: odd_power must be a finite number; it is '0.5'"),
+            (int, 0.5, "'odd' does not fit its type: odd_power must be a whole number; it is 0.5"),
+            (bool, 1, "'odd' does not fit its type: odd_power must be True or False; it is 1"),
+            (Literal["one", "two"], "three", "'odd' does not fit its type: unknown odd_power 'three'"),
+        ):
+
+            def init(self, power=default) -> None: ...
+
+            init.__annotations__["power"] = typed
+            odd = type("Odd", (Term,), {"name": "odd", "__init__": init, "__call__": Focal.__call__})
+            with pytest.raises(TypeError, match=said):
+                register_term(odd, kind="weight")
         with pytest.raises(ValueError, match="weight 'clash' has the config field 'focal_gamma', which is another's"):
             register_term(Clash, kind="weight")
         with pytest.raises(ValueError, match=r"the weight 'score-gap' is taken by .*ScoreGapWeight"):

@@ -14,12 +14,12 @@ import inspect
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, field
+from dataclasses import MISSING, Field, field, make_dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from .checks import Number, option_prefix, unknown
+from .checks import Number, check_options, option_prefix, unknown
 from .links import LINKS, Link
 from .methods import MARGINS, METHODS, WEIGHTS, Method, Paper, names_of
 from .rewards import REWARDS, Reward
@@ -253,6 +253,11 @@ def _options(cls: type[Any], kind: str) -> dict[str, tuple[Any, Field[Any]]]:
             found[name] = declared, field(default_factory=factory, metadata=told)
         else:
             found[name] = declared, field(default=default, metadata=told)
+    made = make_dataclass(cls.__name__, [(name, *option) for name, option in found.items()])
+    try:
+        check_options(made())
+    except ValueError as error:
+        raise TypeError(f"the default of an argument of {kind} {cls.name!r} does not fit its type: {error}") from error
     return found
 
 

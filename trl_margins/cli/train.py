@@ -311,7 +311,8 @@ def parse(
         check_text(name, value)
         setattr(config, name, value)
     by_flags = flags_said(argv)
-    if command == "train" and config.max_steps > 0 and "num_train_epochs" in by_flags:
+    of_file = {"max_steps", "num_train_epochs"} <= settings.keys() - by_flags.keys()  # and not cut short by a flag
+    if command == "train" and config.max_steps > 0 and ("num_train_epochs" in by_flags or of_file):
         logger.warning("no effect of num_train_epochs: the run has max_steps %d", config.max_steps)
     said = {**settings, **by_flags}
     check_adapter(said, source)

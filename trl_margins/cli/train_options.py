@@ -140,6 +140,7 @@ def _unread(script: TrainArguments, config: Any, mixture: DatasetMixtureConfig) 
     yield "warmup_steps", schedule not in ("constant", "reduce_lr_on_plateau"), "a schedule with a warm-up"
     yield "adam_beta1 adam_beta2", re.search("adam|lion|apollo", optim), "Adam and its like"
     yield "adam_epsilon", re.search("adam|apollo", optim), "Adam and its like"
+    yield "optim_target_modules", re.search("galore|apollo", optim), "the optimizers galore_* and apollo_*"
     if config._base == "dpo":
         yield "precompute_ref_batch_size", config.precompute_ref_log_probs, "precompute_ref_log_probs"
         yield "ref_model_sync_steps ref_model_mixup_alpha", config.sync_ref_model, "sync_ref_model"

@@ -112,13 +112,22 @@ def _warn_of_dropout(trainer: MarginTrainer) -> None:
 
 @contextmanager
 def refusing_what_cannot_write() -> Iterator[None]:
-    """Around a TRL trainer's construction, which reads the model's generation config.
+    """Around a TRL trainer's construction, which loads a model by its name, and reads its generation config.
 
     Raises:
-        ValueError: it has none, as no model without a language-model head has.
+        ValueError: it has none, as no model without a language-model head has; or a name of another kind of model.
     """
     try:
         yield
+    except ValueError as error:
+        found = re.search(r"^Unrecognized configuration class <class '(?:\S*\.)?(\w+)'>", str(error))
+        if found is None:
+            raise
+        raise ValueError(
+            f"AutoModelForCausalLM loads no model that has a {found[1]}. One with an encoder and a decoder trains on "
+            "the CPO base, as a model that AutoModelForSeq2SeqLM.from_pretrained has loaded; others need "
+            "AutoModelForCausalLM's kinds"
+        ) from error
     except AttributeError as error:
         if error.name != "generation_config" or not isinstance(error.obj, nn.Module):
             raise

@@ -16,7 +16,7 @@ import markdown
 import pytest
 import torch
 from conftest import TRAINED, load, preference_rows, quiet, trainer_of
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig
@@ -389,6 +389,26 @@ def test_shares_of_sets_by_other_ways(base, tiny_model, tokenizer, tmp_path):
     trainer.predict(new)
     names = {"seen": 1, "test": 0, "numbered": 0, "again": 1}
     assert {name: trainer.trained_on(name) for name in names} == names
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_shares_of_parts_and_of_several_sets(base, tiny_model, tokenizer, tmp_path):
+    """A part of a set has its own, whatever it is called; so has each of several that come together, and a mixture."""
+    rows, new = preference_rows(8), preference_rows(4, seed=9)
+    half = concatenate_datasets([rows.select(range(4)), new])
+    trainer = trainer_of(base, tiny_model, tokenizer, tmp_path, rows, {"half": half, "new": new})
+    trainer.evaluate(trainer.eval_dataset["half"], metric_key_prefix="eval_new")
+    assert trainer.trained_on("new") == 0.5
+    trainer.evaluate(trainer.eval_dataset["half"].select(range(4)), metric_key_prefix="eval_seen")
+    trainer.evaluate(trainer.eval_dataset["half"].select(range(4, 8)), metric_key_prefix="eval_other")
+    trainer.evaluate({"first": rows.select(range(2)), "second": new, "third": half.select(range(2, 6))})
+    trainer.evaluate({"given": trainer.eval_dataset["half"]})
+    trainer.evaluate(trainer.eval_dataset)
+    both = concatenate_datasets([trainer.train_dataset.select([1]), trainer.eval_dataset["new"].select([0, 2, 3])])
+    trainer.evaluate(both, metric_key_prefix="eval_both")
+    shares = {"seen": 1, "other": 0, "first": 1, "second": 0, "third": 0.5, "given": 0.5, "half": 0.5, "new": 0}
+    shares["both"] = 0.25
+    assert {name: trainer.trained_on(name) for name in shares} == shares
 
 
 def test_pairs_that_were_trained_on_in_another_form(tiny_model, tokenizer, tmp_path):

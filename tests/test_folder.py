@@ -893,6 +893,15 @@ def test_a_link_that_comes_later_is_replaced(tiny_model, tmp_path, elsewhere):
     assert "GapPO" in (out / "README.md").read_text()
 
 
+def test_links_among_the_pictures_of_a_card_are_replaced(tiny_model, tmp_path, elsewhere):
+    trainer = build(tiny_model, tmp_path / "out", max_steps=1)
+    trainer.train()
+    (tmp_path / "out" / FIGURES).mkdir()
+    (tmp_path / "out" / FIGURES / "gap.png").symlink_to(elsewhere / "file")
+    trainer.create_model_card()
+    assert not (tmp_path / "out" / FIGURES / "gap.png").is_symlink()
+
+
 def test_links_within_a_checkpoint_are_replaced(tiny_model, tmp_path, elsewhere):
     """One that a killed run left, or that is written again."""
     trainer = build(tiny_model, tmp_path / "out", max_steps=1, save_steps=1)

@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..checks import unknown
 from ..distributed import check_lockstep
 from ..evaluation.ranking import ranking_metrics
-from ..pairs import ROW, SCORES, PairLogps
+from ..pairs import SCORES, PairLogps
 from ..recording.metrics import MetricBuffer
 from ..rows.raw import column_names
 from ..rows.scores import ScoreColumns, find_score_columns
@@ -24,7 +24,7 @@ from .arguments import OwnMetrics, check_settings
 from .best import BestMixin
 from .finite import FiniteSteps
 from .model_checks import naming_dtypes
-from .preparation import as_taken, eval_split
+from .preparation import as_taken, eval_split, share_trained_on
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,7 @@ class EvaluationMixin(BestMixin):
     _said: Set[str] = frozenset()  # warnings
     _prefix: str  # of the metrics of the set that is evaluated
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
-    _later_share: float | None = None  # of the pairs of a set that came later and was read now: trained on
-    _share: float | None = None  # the same of the set that is evaluated; None of the trainer's own
-    _shares: Mapping[str, float | None] = MappingProxyType({})  # the same, by what their metrics are called
+    _shares: Mapping[str, float] = MappingProxyType({})  # of pairs trained on, by what a set's metrics are called
 
     def trained_on(self, name: str) -> float:
         """The share of pairs that were trained on, of those whose numbers were logged under this name."""
@@ -66,18 +64,9 @@ class EvaluationMixin(BestMixin):
         elif eval_dataset is not None and not isinstance(eval_dataset, Dataset | IterableDataset):
             as_taken(eval_dataset, "evaluation", self.args)
         dataloader = super().get_eval_dataloader(eval_dataset)
-        self._share = self._later_share
-        if self._share is None and eval_dataset is not None and not self._is_own(eval_dataset):
-            # tokenized by the trainer: `train_dataset`, or some rows of it
-            self._share = 1.0 if isinstance(eval_dataset, Dataset) and ROW in eval_dataset.column_names else None
         check_lockstep(self.accelerator, dataloader, "evaluation")
         self._warn_of_rows(dataloader)
         return dataloader
-
-    def _is_own(self, dataset: Any) -> bool:
-        """Whether it is an evaluation set, or the name of one, that the trainer was built with."""
-        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        return isinstance(dataset, str) or any(dataset is each for each in own)
 
     def _warn_of_rows(self, dataloader: DataLoader) -> None:
         """Of rows that count nowhere, and of those that count again."""
@@ -119,8 +108,8 @@ class EvaluationMixin(BestMixin):
         self._finite.check_weights()
         self._evaluated, self._prefix = [], metric_key_prefix
         if metric_key_prefix.startswith("eval"):  # and not `predict`
-            self._shares = {**self._shares, metric_key_prefix.removeprefix("eval").removeprefix("_"): self._share}
-        self._later_share = None
+            name = metric_key_prefix.removeprefix("eval").removeprefix("_")
+            self._shares = {**self._shares, name: share_trained_on(dataloader.dataset)}
         self._buffers["eval"] = MetricBuffer()  # what `predict`, or an evaluation that was cut off, has left
         if self.compute_metrics is not None and not isinstance(self.compute_metrics, OwnMetrics):
             self.compute_metrics = OwnMetrics(self.compute_metrics)

@@ -65,8 +65,9 @@ from .preparation import (
     eval_split,
     opened_set,
     prepare_datasets,
-    shared_pairs,
+    trained_pairs,
     with_checked_columns,
+    with_trained,
 )
 from .progress import print_lines
 from .prompt_sharing import PromptSharing
@@ -497,8 +498,7 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         check_later_scores(later.dataset, scores, split, self.objective, self.options)
         if scores:
             self._own_columns.update(scores.names)
-        self._later_share = (shared_pairs(self._trained, later) or 0) / max(later.counts.n, 1)
-        return later, False
+        return replace(later, dataset=with_trained(later.dataset, trained_pairs(self._trained, later))), False
 
     def _finish_tokens(
         self,

@@ -18,7 +18,7 @@ from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_fa
 from ..data.formats import as_plain
 from ..data.media import without_decoding
 from ..objective import Objective, kept_pairs, of_part
-from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES
+from ..pairs import FACTOR, IS_FLIPPED, IS_TRAINED_ON, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES
 from ..report.card import SetFacts
 from ..rows import OpenedSet, RowError, open_rows
 from ..rows.form import COMPLETIONS, IMAGES, is_empty
@@ -111,15 +111,15 @@ def prepare_datasets(
         with global_then_local_main_first():  # the others read the cache
             sets = {split: _with_factors(each, options, config, facts) for split, each in opened.items()}
     sets = {split: _with_needed_columns(dataset, split, objective) for split, dataset in sets.items()}
-    columns = {IS_FLIPPED, ROW, *(name for name in objective.columns if name not in SCORES)}
+    columns = {IS_FLIPPED, IS_TRAINED_ON, ROW, *(name for name in objective.columns if name not in SCORES)}
     sets = {
         split: _with_checked_scores(dataset, split, objective, options, columns, facts)
         for split, dataset in sets.items()
     }
     if isinstance(numbered := sets.get(TRAIN), Dataset):
         # names the rows, in errors and in the pair log, also when some of them are dropped later
-        numbered = numbered.remove_columns(ROW) if ROW in numbered.column_names else numbered
-        sets[TRAIN] = numbered.add_column(ROW, np.arange(len(numbered)))
+        numbered = _with_column(numbered, ROW, np.arange(len(numbered)))
+        sets[TRAIN] = _with_column(numbered, IS_TRAINED_ON, np.ones(len(numbered), bool))
     if TRAIN in sets:
         sets[TRAIN] = _filtered(sets[TRAIN], objective, options, facts)
         _check_kept(objective, sets[TRAIN], options, facts[TRAIN])
@@ -133,8 +133,10 @@ def prepare_datasets(
         trained = frozenset(read[i] for i in sets[TRAIN][ROW])  # without those that a term leaves out
         for split, dataset in given.items():
             if split != TRAIN and isinstance(dataset, Dataset):
-                n = shared_pairs(trained, opened[split])
-                n = len(dataset) if n is None and _same_rows(dataset, train) else n
+                are_same = _has_images(opened[split]) and _same_rows(dataset, train)
+                marks = np.ones(len(dataset), bool) if are_same else trained_pairs(trained, opened[split])
+                sets[split] = with_trained(sets[split], marks)
+                n = None if marks is None else int(marks.sum())
                 prompts = _shared_prompts(opened[TRAIN], opened[split])
                 facts[split] = replace(facts[split], shared_pairs=n, shared_prompts=prompts)
     by_name = {name: sets[eval_split(name)] for name in evals} if isinstance(evals, dict) else sets.get("eval")
@@ -148,11 +150,30 @@ def _same_rows(one: Dataset, other: Dataset) -> bool:
     return one._indices is None and other._indices is None and bool(one.data.table.equals(other.data.table))
 
 
-def shared_pairs(trained: frozenset[int], opened: OpenedSet) -> int | None:
-    """How many pairs of a set were `trained` on; None of a stream, and where they have images, too."""
+def trained_pairs(trained: frozenset[int], opened: OpenedSet) -> np.ndarray | None:
+    """Which pairs of a set were `trained` on; None of a stream, and where they have images, too."""
     if not isinstance(opened.dataset, Dataset) or _has_images(opened):
         return None
-    return sum(pair in trained for pair in opened.counts.pairs)
+    return np.array([pair in trained for pair in opened.counts.pairs], bool)
+
+
+def with_trained(dataset: Any, marks: np.ndarray | None) -> Any:
+    """An evaluation set that says of its pairs which were trained on, and also says it of a part of it."""
+    if not isinstance(dataset, Dataset):
+        return dataset
+    return _with_column(dataset, IS_TRAINED_ON, np.zeros(len(dataset), bool) if marks is None else marks)
+
+
+def share_trained_on(dataset: Any) -> float:
+    """The share of pairs that were trained on; 0 where nobody knows, as of streams."""
+    if not isinstance(dataset, Dataset) or IS_TRAINED_ON not in dataset.column_names or not len(dataset):
+        return 0.0
+    return float(np.mean([bool(each) for each in dataset.with_format(None)[IS_TRAINED_ON]]))
+
+
+def _with_column(dataset: Dataset, name: str, values: np.ndarray) -> Dataset:
+    """With a column of ours, in the place of one of the same name."""
+    return (dataset.remove_columns(name) if name in dataset.column_names else dataset).add_column(name, values)
 
 
 def _has_images(opened: OpenedSet) -> bool:

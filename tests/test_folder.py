@@ -34,6 +34,7 @@ from trl_margins.rewards import LengthNormalizedReward
 from trl_margins.trainers.configs import config_class
 from trl_margins.trainers.folder import (
     BESIDE,
+    FIGURES,
     LOCK,
     check_links,
     check_same_run,

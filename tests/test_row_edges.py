@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import signal
+import time
 from datetime import datetime
 from itertools import permutations
 from typing import Any
@@ -878,6 +879,59 @@ def test_turns_in_a_prompt_that_is_repeated_are_not_the_completions(caplog):
     open_rows(Dataset.from_list(rows), "train")
     (record,) = caplog.records
     assert "in 1 of 3 rows a completion holds 'Human:' or the like (the first is row 1)" in record.getMessage()
+
+
+TEMPLATES = [  # what begins the user's turn and the model's, and what ends the model's
+    ("USER: ", " ASSISTANT: ", "</s>"),
+    ("### Human: ", "### Assistant: ", ""),
+    ("### Instruction:\n", "\n\n### Response:\n", "</s>"),
+    ("GPT4 Correct User: ", "<|end_of_turn|>GPT4 Correct Assistant: ", "<|end_of_turn|>"),
+    ("<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+    ("<|header_start|>user<|header_end|>\n\n", "<|header_start|>assistant<|header_end|>\n\n", "<|eot|>"),
+    ("<|im_user|>user<|im_middle|>", "<|im_assistant|>assistant<|im_middle|>", "<|im_end|>"),
+    ("[|user|]", "\n[|assistant|]", "[|endofturn|]\n"),
+    ("<extra_id_1>User\n", "\n<extra_id_1>Assistant\n", "\n"),
+    ("<human>: ", "\n<bot>: ", "\n"),
+    ("[Round 1]\n\n问：", "\n\n答：", "\n\n"),
+    ("User: ", " Assistant: ", " "),
+    ("Usuario: ", "\nAsistente: ", "\n"),
+    ("Instruction: be kind.\nUser: ", "\nBot:", "\n"),
+    ("Title: ", "\nSummary:", "\n\n"),  # of a model that writes further examples
+]
+
+
+@pytest.mark.parametrize(("user", "model", "end"), TEMPLATES, ids=[user.strip() for user, _, _ in TEMPLATES])
+def test_a_turn_of_the_user_behind_the_answer(user, model, end, caplog):
+    more = f"seven.{end}{user}And then?{model}Eight."
+    rows = [{"prompt": f"{user}Tell {i}{model}", "chosen": more, "rejected": "No."} for i in range(2)]
+    open_rows(Dataset.from_list(rows), "train")
+    assert "in 2 of 2 rows a completion holds" in caplog.text
+    caplog.clear()
+    open_rows(Dataset.from_list([{**row, "chosen": "seven. The user: and so on."} for row in rows]), "train")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("Sum it.\n\nInput: [1]\nOutput: 1\n", "def f(x): return x\n\nInput: [1]\nOutput: 1"),
+        ("Draft it.\n\nCustomer: Ann\nIssue: no light", "Summary\n\nCustomer: Ann\nNext step: call"),
+        ("Write yaml with\nuser: x\npassword: y", "```yaml\nuser: x\npassword: y\n```"),
+        ("Rewrite it.\n\nQuestion: Who was he?", "Harder:\n\nQuestion: Who was his mother?"),
+        ("The next scene.\nStudent: Sir?\nTeacher: Yes?", "Student: Late.\nTeacher: Why?\nStudent: Rain."),
+        ("User: Draft it.\nCustomer: Ann\nAssistant:", "Ticket\nCustomer: Ann\nfor the User: none"),
+    ],
+)
+def test_labels_that_are_no_turns(prompt, answer, caplog):
+    open_rows(Dataset.from_list([{"prompt": prompt, "chosen": answer, "rejected": "no"}]), "train")
+    assert not caplog.text
+
+
+def test_marks_in_long_lines_are_found_at_once():
+    begun = time.monotonic()
+    for text in ("#" * 50_000, "</s>" * 20_000, "a " * 50_000, "\nUser:" * 10_000):
+        open_rows(Dataset.from_list([{"prompt": f"User: {text}\nA:", "chosen": text, "rejected": "b"}]), "train")
+    assert time.monotonic() - begun < 20
 
 
 def test_prompts_that_are_empty_in_some_rows(caplog):

@@ -39,9 +39,13 @@ from .raw import ahead, raw_rows
 from .references import may_be_meant, referred
 
 _HUMAN = re.compile(  # begins a turn of the user in text
-    r"\n\r?\nHuman:|\[INST\]"
-    r"|<(?:[|｜](?:[Uu]ser|USER|prompter)[|｜]>|\|?(?:im_start|start|start_\w+)\|?>(?:user|human)\b)"
+    r"\n\r?\nHuman:|\[INST\]|<human>:|<extra_id_1>User\b|<reserved_106>"
+    r"|[<\[][|｜](?:[Uu]ser|USER|USER_TOKEN|prompter)[|｜][>\]]"
+    r"|<\|?(?:im_start|im_user|start|start_\w{1,20}|header_start)\|?>(?:user|human)\b"
 )
+_ASKED_FOR = re.compile(r"\b(\w{1,30}[*_ \t]{0,3}[:：])[*_\s]*\Z")  # the label of a turn that a prompt asks for
+_BEGIN = r"(?:[\r\n>\]｜|]|###)[-#*_ \t]{0,8}(?:[A-Z]\w{0,19} ){0,2}"  # what may be before the label of a turn
+_LABEL = re.compile(rf"(?:{_BEGIN}|\b(?=USER|User|HUMAN|Human))(\w{{1,30}}[*_ \t]{{0,3}}[:：])")
 _TEMPLATES = re.compile(r"[|｜]|INST|turn|SYS")  # in marks that nobody else writes
 _OF_USER = re.compile("(?i)user|human|instruction|prompter")
 _NO_CHANCE = 16  # characters of a prompt that no answer begins with by chance
@@ -174,14 +178,29 @@ def _asking_mark(text: str) -> str | None:
 
 
 def _asked_again(row: PreferenceRow) -> str | None:
-    """What marks the user's turn in a prompt of text, and begins another one in a completion without the prompt."""
+    """The label of the user's turn in a prompt of text that asks for the model's, if a completion goes on with it."""
     prompt = row.prompt if isinstance(row.prompt, str) else ""
-    asked = ASKS.search(prompt)
-    if asked is None or any(prompt.strip() in part for part in row.completions):
+    ending = _ASKED_FOR.search(prompt[-80:])
+    if ending is None or any(prompt.strip() in part for part in row.completions):
         return None
-    mark = asked[0].strip()
-    begins = (f"\n{mark}", f" {mark}") if mark in ("USER:", "HUMAN:") else (f"\n{mark}",)  # Vicuna's are in a line
-    return mark if any(begin in part for part in row.completions for begin in begins) else None
+    asks = ASKS.search(prompt)
+    for label in dict.fromkeys(found[1] for found in _LABEL.finditer(f"\n{prompt}")):
+        is_first = asks is not None and asks[0].endswith(label)
+        if label != ending[1] and any(_goes_on(part, label, ending[1], is_first) for part in row.completions):
+            return label
+    return None
+
+
+def _goes_on(part: str, label: str, of_model: str, is_first: bool) -> bool:
+    """Whether a completion has a turn with this label.
+
+    Other text has labels, too, such as Input: the model's has to follow, unless it is the user's, or the first to ask.
+    """
+    is_users = label.startswith(("USER", "User", "HUMAN", "Human"))
+    turn = re.compile((r"(?<!\w)" if is_users else _BEGIN) + re.escape(label))
+    alone = re.compile((r"(?<!\w)" if label.startswith(("USER", "HUMAN")) else _BEGIN) + re.escape(label))
+    answers = [found.start() for found in re.finditer(rf"(?<!\w){re.escape(of_model)}", part)]
+    return bool((answers and turn.search(part, 0, answers[-1])) or ((is_users or is_first) and alone.search(part)))
 
 
 def _begins_like(part: str, prompt: str) -> bool:

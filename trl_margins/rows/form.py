@@ -55,7 +55,7 @@ OF_TEMPLATES = re.compile(
     r"|\|?(?:user|human|assistant|bot|system)\|?[>\]])"
 )
 _LIKE_DIALOGUE = re.compile(r"(?:^|[\r\n]|\\n)[ \t]*(?:Human|Assistant)[ \t]*:")
-_LINE = r"(?i:(?:^|[\r\n]|\\n|</?s>|###)[-#*_> \t]*"
+_LINE = r"(?i:(?:^|[\r\n]|\\n|</?s>|###)[-#*_> \t]{0,12}"  # not more: each # of a long line begins a search
 ASKS = re.compile(
     r"\b(?:USER|User|HUMAN|Human)[ \t]*:|"
     rf"{_LINE}(?:user|human|customer|client|patient|student|instruct(?:ion)?|question|query|input|q)[*_ \t]*[:：])"

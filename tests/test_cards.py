@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shutil
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import markdown
 import pytest
 import torch
 from conftest import TRAINED, load, preference_rows, quiet, trainer_of
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, concatenate_datasets, load_dataset
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig
@@ -528,6 +529,7 @@ def test_python_lines_train_the_same(trained, tiny_model, monkeypatch):
     trainer, out, _ = trained
     lines = section(card_of(out).text, "Reproduce").strip().removeprefix("```python\n").removesuffix("```")
     assert 'load_dataset("me/pairs", split="train")' in lines
+    assert "    eval_dataset=eval_dataset,  # as the script made it\n" in lines
     lines = lines.replace('load_dataset("me/pairs", split="train")', "train_dataset")
     monkeypatch.chdir(Path(tiny_model).parent)
     monkeypatch.setattr("trl_margins.trainers.cpo.MarginCPOTrainer.train", lambda self: None)
@@ -536,6 +538,34 @@ def test_python_lines_train_the_same(trained, tiny_model, monkeypatch):
     ignored = ("optimizer steps", "trained parameters")
     told = [row for row in settings(found["trainer"]) if row[0] not in ignored]
     assert told == [row for row in settings(trainer) if row[0] not in ignored]
+
+
+def test_python_lines_load_what_was_trained_on(tiny_model, tokenizer, tmp_path):
+    """The split of the set, or the slice, and that of the evaluation set where its name is given."""
+    rows = preference_rows(6)
+    rows.to_json(tmp_path / "rows.jsonl")
+    for split, name in (("train[:4]", "me/others"), ("train_prefs", None)):
+        read = partial(load_dataset, "json", data_files={split.partition("[")[0]: str(tmp_path / "rows.jsonl")})
+        train, evals = read(split=split), read(split=f"{split.partition('[')[0]}[4:]")
+        trainer = trainer_of("cpo", tiny_model, tokenizer, tmp_path / "out", train, evals, max_steps=1)
+        trainer.create_model_card(dataset_name="me/pairs", eval_dataset_name=name)
+        text = card_of(tmp_path / "out").text
+        assert f'train_dataset=load_dataset("me/pairs", split="{split}"),' in text
+        assert ('eval_dataset=load_dataset("me/others", split="train[4:]"),' in text) == (name is not None)
+        assert ("    eval_dataset=eval_dataset,  # as the script made it" in text) == (name is None)
+    trainer = trainer_of("cpo", tiny_model, tokenizer, tmp_path / "out", read(split="train_prefs").select([0, 2]))
+    trainer.create_model_card(dataset_name="me/pairs")
+    assert 'load_dataset("me/pairs", split="train_prefs"),  # 2 rows of it\n' in card_of(tmp_path / "out").text
+
+
+def test_numbers_of_another_model(trained, tmp_path, caplog):
+    trainer, out, _ = trained
+    for model, warns in (("else", True), (str(out / "checkpoint-2"), False), (f"me/{out.name}", False), ("", False)):
+        file = written_report(tmp_path)
+        file.write_text(json.dumps({**json.loads(file.read_text()), "model": model}))
+        caplog.clear()
+        trainer.create_model_card(evaluation=file)
+        assert ("has the numbers of the model else, and the card is of" in caplog.text) == warns
 
 
 def test_command_and_numbers_given(trained, tmp_path, monkeypatch):

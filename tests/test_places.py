@@ -108,6 +108,34 @@ def test_a_saved_data_set_does_not_hide_files(here):
         assert os.listdir(name) == [kept]
 
 
+@pytest.mark.parametrize("place", ["data/train-00000-of-00001.parquet", "train/part.csv", "test.jsonl.gz"])
+def test_nor_files_in_the_folders_of_its_splits(place, here):
+    (here / "data" / place).parent.mkdir(parents=True)
+    name = re.sub(r"\.gz$", "", place)
+    preference_rows(3).to_parquet(here / "data" / place) if "parquet" in name else (here / "data" / place).touch()
+    with pytest.raises(ValueError, match=f"^data has {place}, which nobody reads beside a saved data set"):
+        main(["score", "rows.jsonl", "--out", "data"])
+
+
+def test_results_and_runs_are_no_data_that_would_be_hidden(here):
+    (here / "work" / "run").mkdir(parents=True)
+    (here / "work" / "cache-1.arrow").touch()
+    (here / "work" / ".notes.jsonl").touch()
+    for name in ("config.json", "pair_log.csv"):
+        (here / "work" / "run" / name).write_text("{}")
+    main(["inspect", "rows.jsonl", "--json", "work/audit.json"])
+    for n, result in enumerate(
+        (
+            {"model": "m", "reward": "sum", "min_score_gap": 2.0},
+            {"set": "s", "row": 0, "rewards": [1.0], "lengths": [2]},
+        )
+    ):
+        (here / "work" / f"result{n}.json").write_text(json.dumps(result))
+    main(["score", "rows.jsonl", "--out", "work/set"])
+    main(["score", "rows.jsonl", "--out", "work"])
+    assert (here / "work" / "state.json").is_file()
+
+
 def test_a_pipe_is_opened_by_who_writes_to_it(here):
     """Opened and closed before, it would end for its reader."""
     os.mkfifo("pipe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..data.evaluation_factors import (
     warn_of_few_words,
 )
 from ..data.loading import chosen_splits
-from ..data.local_files import BUILDERS, is_saved, kind_of
+from ..data.local_files import BUILDERS, is_saved, kind_of, open_bytes
 from ..disk import check_writable, naming, written
 from ..rows import open_rows
 from ..tables import aligned
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+_OF_A_MODEL = ("config.json", "adapter_config.json", "margin_run.json")
+_RESULT = re.compile(
+    rb'\A\{\s*"(?:splits|lists)": \{\s*"[^"]*": \{\s*"n_|"min_score_gap": |\A\{.*"rewards": \[.*"lengths": \['
+)
 
 
 @dataclass(kw_only=True)
@@ -220,9 +225,31 @@ def check_place(output: str, source: str, n_splits: int) -> None:
         raise ValueError(f"{output} has another saved data set: name another folder, or remove it")
     if is_saved(folder):
         logger.warning("the data set in %s will be written over", output)
-    elif beside := next((file.name for file in sorted(folder.glob("*")) if kind_of(file) in BUILDERS), None):
+    elif beside := _data_in(folder):
         raise ValueError(f"{output} has {beside}, which nobody reads beside a saved data set: name another folder")
     check_writable(folder)
+
+
+def _data_in(folder: Path) -> Path | None:
+    """A file of data in a folder, which has no data set that `save_to_disk` wrote; caches, results and runs aside."""
+    for file in sorted(folder.rglob("*")):
+        within = file.relative_to(folder)
+        others = [folder / part for part in within.parents if part.parts]
+        if kind_of(file) not in BUILDERS or not file.is_file() or any(part[0] in "._" for part in within.parts):
+            continue
+        if any(is_saved(each) or any((each / name).exists() for name in _OF_A_MODEL) for each in others):
+            continue
+        if not file.name.startswith("cache-") and not _is_result(file):
+            return within
+    return None
+
+
+def _is_result(file: Path) -> bool:
+    """Whether `inspect` or `evaluate` wrote it."""
+    if kind_of(file) not in (".json", ".jsonl"):
+        return False
+    with open_bytes(file) as opened:
+        return _RESULT.search(opened.read(4096)) is not None
 
 
 def write(output: str, splits: DatasetDict) -> None:

@@ -74,7 +74,7 @@ def main(argv: Sequence[str], is_part: bool = False) -> int:
 
 def _run(argv: Sequence[str], is_part: bool) -> int:
     with usage():
-        script, config, model_args, mixture = run = parse(argv)
+        script, config, model_args, mixture = run = parse(argv, command="compare" if is_part else "train")
         check_run(*run)
     if script.dry_run:
         from .dry_run import resolved
@@ -280,7 +280,7 @@ def parse(
     Args:
         settings: those of the file, if they have been read and migrated.
         source: the file.
-        command: the subcommand, for errors.
+        command: the subcommand, for errors; a run of another has settings that nobody has written.
     """
     from ..trainers.trls_fields import check_for_trl
 

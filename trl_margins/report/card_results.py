@@ -42,6 +42,7 @@ class EvaluationReport:
     reward: str
     min_score_gap: float
     sets: Mapping[str, Mapping[str, Any]]  # name → numbers, with their `kind`
+    model: str = ""  # as it was named there
 
 
 def logged_evaluations(log_history: Sequence[Mapping[str, Any]], best_step: int | None) -> list[Evaluation]:
@@ -81,7 +82,9 @@ def read_report(file: str | Path) -> EvaluationReport:
             raise ValueError(f"unknown kind {sorted(unknown)}")
         if strange := [text for numbers in sets.values() for text in _texts(numbers)]:
             raise ValueError(f"{strange[0]!r} among the numbers")
-        return EvaluationReport(str(content["reward"]), float(content["min_score_gap"]), sets)
+        return EvaluationReport(
+            str(content["reward"]), float(content["min_score_gap"]), sets, str(content.get("model", ""))
+        )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, KeyError) and "models" in content:
             raise ValueError(

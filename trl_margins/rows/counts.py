@@ -183,10 +183,10 @@ def _asked_again(row: PreferenceRow) -> str | None:
     ending = _ASKED_FOR.search(prompt[-80:])
     if ending is None or any(prompt.strip() in part for part in row.completions):
         return None
-    asks = ASKS.search(prompt)
+    asks, completions = ASKS.search(prompt), [text_of(part) for part in row.completions]
     for label in dict.fromkeys(found[1] for found in _LABEL.finditer(f"\n{prompt}")):
         is_first = asks is not None and asks[0].endswith(label)
-        if label != ending[1] and any(_goes_on(part, label, ending[1], is_first) for part in row.completions):
+        if label != ending[1] and any(_goes_on(part, label, ending[1], is_first) for part in completions):
             return label
     return None
 

@@ -78,6 +78,17 @@ class CardMixin(TRLTrainer):
         tags += [term.name for term in self.objective.terms]
         self._tag_names = list(dict.fromkeys([*tags, *TAGS]))
 
+    def _warn_of_another(self, file: str | Path, model: str) -> None:
+        """Of numbers that seem to be another model's: their file names none of this run's folder or repository."""
+        own = {Path(str(self.args.output_dir)).resolve().name, (self.hub_model_id or "").rpartition("/")[2]}
+        if model and own.isdisjoint(Path(model).resolve().parts):
+            logger.warning(
+                "%s has the numbers of the model %s, and the card is of %s: if it is another, evaluate this one",
+                file,
+                model,
+                self.args.output_dir,
+            )
+
     def create_model_card(  # type: ignore[override] # TRL's signature, not that of transformers
         self,
         model_name: str | None = None,
@@ -99,7 +110,8 @@ class CardMixin(TRLTrainer):
             tags: further tags.
             eval_dataset_name: name of the evaluation set, if it is not part of `dataset_name`.
             reproduce: command that starts this training. Default: `trainer.reproduce`, or a Python script.
-            evaluation: files that `trl-margins evaluate --json` wrote for this model.
+            evaluation: files that `trl-margins evaluate --json` wrote for this model. Whether it was trained on their
+                pairs is not known here.
 
         Raises:
             ValueError: a file in `evaluation` that another program wrote.
@@ -113,7 +125,10 @@ class CardMixin(TRLTrainer):
                 raise TypeError(f"{argument} is {name!r}: give one name, as text; of several, joined as 'a and b'")
         if not all(isinstance(tag, str) for tag in ([tags] if isinstance(tags, str) else tags or ())):
             raise TypeError(f"tags is {tags!r:.80}: give texts, in a list")
-        reports = list(map(read_report, [evaluation] if isinstance(evaluation, str | Path) else evaluation))
+        files = [evaluation] if isinstance(evaluation, str | Path) else evaluation
+        reports = list(map(read_report, files))
+        for file, report in zip(files, reports, strict=True):
+            self._warn_of_another(file, report.model)
         try:
             replace_links(Path(str(self.args.output_dir)))
             replace_links(Path(str(self.args.output_dir), FIGURES), "*")
@@ -382,6 +397,17 @@ def adapter_options(model: Any) -> dict[str, Any]:
 # The training as a Python script
 
 
+def _loaded(dataset: Any, name: str | None, n: int | None) -> tuple[str, str] | None:
+    """Python code that loads a data set of the Hub again, and a comment where that has not n rows."""
+    if isinstance(dataset, dict) or not (found := hub_id(name)):
+        return None
+    split = str(getattr(dataset, "split", None) or "train")
+    there = (dataset.info.splits or {}).get(split)
+    is_part = n is not None and there is not None and there.num_examples not in (None, n)
+    comment = f"{n:,} rows of it" if is_part else ""
+    return f"load_dataset({python_text(found)}, split={python_text(split)})", comment
+
+
 def python_script(trainer: Any, facts: CardFacts) -> str:
     """The script that starts the training, with every setting of the card that is not the default of its config."""
     config, model = trainer.args, trainer.model
@@ -390,17 +416,17 @@ def python_script(trainer: Any, facts: CardFacts) -> str:
     ratio = getattr(config, "gamma_beta_ratio", None)
     if ratio is not None and ratio != getattr(config, "_default_gamma_beta_ratio", None):
         options["gamma_beta_ratio"] = float(f"{ratio:.6g}")
-    arguments = {
-        "model": python_text(display_name(facts.base_model or "model")),
-        "args": "config",
-        "train_dataset": "train_dataset",
-    }
+    arguments = {"model": python_text(display_name(facts.base_model or "model")), "args": "config"}
     imports: dict[str, list[str]] = {}
-    if dataset := hub_id(facts.dataset_name):
-        imports["datasets"] = ["load_dataset"]
-        arguments["train_dataset"] = f'load_dataset({python_text(dataset)}, split="train")'
+    data = {"train_dataset": (trainer.train_dataset, facts.dataset_name, TRAIN)}
     if trainer.eval_dataset is not None:
-        arguments["eval_dataset"] = "eval_dataset"
+        data["eval_dataset"] = (trainer.eval_dataset, facts.eval_dataset_name, "eval")
+    comments = {}
+    for name, (dataset, called, split) in data.items():
+        known = trainer.set_facts.get(split)
+        if found := _loaded(dataset, called, known and known.pairs):
+            imports["datasets"] = ["load_dataset"]
+        arguments[name], comments[name] = found or (name, "as the script made it")
     origin = origin_of(type(config))
     is_made = isinstance(origin, tuple)  # by `config_class`, and not to be imported by its name
     classes = [config_class if is_made else origin, type(trainer)]
@@ -408,14 +434,17 @@ def python_script(trainer: Any, facts: CardFacts) -> str:
     if is_peft_model(model):
         classes.append(type(model.active_peft_config))
         arguments["peft_config"] = f"{classes[-1].__name__}({_arguments(adapter_options(model))})"
-    arguments |= {name: name for name in trainer.from_python}
+    for name in trainer.from_python:
+        arguments[name], comments[name] = name, "as the script made it"
     for cls in classes:
         imports.setdefault(_home(cls), []).append(cls.__name__)
     lines = [f"from {home} import {', '.join(sorted(names))}" for home, names in sorted(imports.items())]
     lines += ["", *_registered(trainer), f"config = {made}("]
     lines += [f"    {name}={python_source(value)}," for name, value in options.items()]
     lines += [")", f"trainer = {type(trainer).__name__}("]
-    lines += [f"    {name}={source}," for name, source in arguments.items()]
+    for name, source in arguments.items():
+        comment = comments.get(name)
+        lines.append(f"    {name}={source}," + (f"  # {comment}" if comment else ""))
     return "\n".join([*lines, ")", "trainer.train()"])
 
 

@@ -421,6 +421,14 @@ def test_pairs_that_were_trained_on_in_another_form(tiny_model, tokenizer, tmp_p
         assert trainer.trained_on("") == pytest.approx(share)
     whole = rows.map(lambda row: {side: row["prompt"] + row[side] for side in ("chosen", "rejected")})
     assert trainer_of("cpo", tiny_model, tokenizer, tmp_path, whole, rows).trained_on("") == 1
+    messages = [
+        {
+            name: [{"role": role, "content": row[name].strip()}]
+            for name, role in zip(row, ("user", "assistant", "assistant"), strict=True)
+        }
+        for row in rows.select_columns(["prompt", "chosen", "rejected"])
+    ]
+    assert trainer_of("cpo", tiny_model, tokenizer, tmp_path, rows, Dataset.from_list(messages)).trained_on("") == 1
     calls = [[{"function": {"name": name, "arguments": "{}"}}] for name in ("book", "cancel", "pay")]
     one, two, three = [[{"role": "assistant", "content": "", "tool_calls": call}] for call in calls]
     pair = {"prompt": [{"role": "user", "content": "q"}], "chosen": one, "rejected": two}

@@ -23,7 +23,8 @@ import yaml
 from conftest import METHODS_AND_BASES, preference_rows, quiet
 from datasets import DatasetDict, load_dataset
 from said import hear, word_for_word  # noqa: F401 - its messages are held against said/
-from transformers import pipeline
+from transformers import TrainerCallback, pipeline
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 from trl import TrlParser
 from trl.scripts.utils import DatasetConfig, DatasetMixtureConfig
 
@@ -400,6 +401,9 @@ def test_histograms_by_a_flag(tiny_model, tmp_path, monkeypatch):
     assert main(["train", *flags]) == 0
     assert not added
     assert main(["train", *flags, "--overwrite_output_dir", "--log_histograms"]) == 0
+    assert not added  # without a tracker
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "own", TrainerCallback)
+    assert main(["train", *flags, "--overwrite_output_dir", "--log_histograms", "--report_to", "own"]) == 0
     assert added
 
 
@@ -971,6 +975,7 @@ def test_the_end_of_a_run(fails, tmp_path, monkeypatch):
     """What is saved, evaluated and pushed, and under which names the card is written."""
     monkeypatch.setattr(train, "next_steps", lambda trainer, script: ["next"])
     monkeypatch.setattr(train, "holds_model", lambda folder: True)
+    monkeypatch.setattr(train, "has_card", lambda folder: True)
     for own, loaded, pushes, is_part in (
         (False, None, False, False),
         (True, None, True, False),

@@ -264,7 +264,9 @@ def test_a_row_that_repeats_the_header(streaming, folder):
 
 
 @pytest.mark.parametrize("data", ["pairs.jsonl", "data/pairs.jsonl"])
-@pytest.mark.parametrize("name", ["train_notes.txt", "train.py", "test.log", "train/notes.md"])
+@pytest.mark.parametrize(
+    "name", ["train_notes.txt", "train.py", "test.log", "train/notes.md", "out/training_args.bin"]
+)
 def test_what_is_no_data_does_not_take_the_place_of_data(name, data, folder):
     for each, content in ((data, LINE), (name, "x = 1\n"), (".git/a.json", "{}")):
         (folder / each).parent.mkdir(exist_ok=True)

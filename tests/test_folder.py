@@ -740,6 +740,11 @@ def test_a_finished_run(train, tmp_path, caplog, capsys):
     train("--max_steps", "3", "--resume_from_checkpoint", "true")
     assert (out / "model.safetensors").read_bytes() == before[out / "model.safetensors"]
     assert (out / "README.md").exists()
+    os.utime(out / "README.md", ns=(0, 0))  # as if it had been killed before it wrote the last card
+    train("--max_steps", "3", "--resume_from_checkpoint", "true")
+    assert (out / "README.md").stat().st_mtime_ns > (out / "training_args.bin").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="has the complete run and its model: nothing was trained"):
+        train("--max_steps", "3", "--resume_from_checkpoint", "true")
     train("--max_steps", "4", "--resume_from_checkpoint", "true")  # as advised
     assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 4
 
@@ -892,6 +897,17 @@ def test_a_link_that_comes_later_is_replaced(tiny_model, tmp_path, elsewhere):
     assert not [path for path in out.rglob("*") if path.is_symlink()]
     assert (out / "checkpoint-2" / "model.safetensors").exists()
     assert "GapPO" in (out / "README.md").read_text()
+
+
+def test_folders_in_the_place_of_a_checkpoint_s_files(tiny_model, tmp_path):
+    """Of a damaged checkpoint, which is saved again: it is moved, as nothing can be written over them."""
+    build(tiny_model, tmp_path, max_steps=2, save_steps=1).train()
+    for name in ("optimizer.pt", "config.json", "margin_run.json"):
+        (tmp_path / "checkpoint-2" / name).unlink()
+        (tmp_path / "checkpoint-2" / name).mkdir()
+    build(tiny_model, tmp_path, max_steps=2, save_steps=1).train(resume_from_checkpoint=True)
+    assert is_whole(tmp_path / "checkpoint-2")
+    assert (tmp_path / "_previous-1" / "checkpoint-2" / "optimizer.pt").is_dir()
 
 
 def test_links_among_the_pictures_of_a_card_are_replaced(tiny_model, tmp_path, elsewhere):

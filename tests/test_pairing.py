@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import chat_tokenizer, trainer_of
+from conftest import chat_tokenizer, preference_rows, trainer_of
 from datasets import Dataset, DatasetDict, Image, load_from_disk
 from said import word_for_word  # noqa: F401 - its messages are held against said/
 from test_lists import ASPECTS, FORMS, HELPSTEER2, NECTAR, bot, dataset_of, rated, user
@@ -642,6 +642,13 @@ def test_the_command(tmp_path, capsys):
     assert Dataset.from_parquet(str(tmp_path / "out" / "pairs.parquet")).to_list() == expected
 
 
+def test_one_column_of_scores_by_its_name():
+    rows = [{"prompt": "q", "response": f"a{i}", "helpfulness": i, "correctness": 3 - i} for i in range(3)]
+    for given in ("correctness", ["correctness"]):
+        (pair,) = make_pairs(Dataset.from_list(rows), score_columns=given)
+        assert (pair["chosen"], pair["rejected"]) == ("a0", "a2")
+
+
 def test_the_command_and_several_splits(tmp_path):
     both = DatasetDict({name: Dataset.from_list(list_rows(5, seed=i)) for i, name in enumerate(("train", "test"))})
     both.save_to_disk(tmp_path / "lists")
@@ -656,6 +663,10 @@ def test_the_command_and_several_splits(tmp_path):
         main([*argv, str(tmp_path / "x.txt")])
     with pytest.raises(ValueError, match=r"CSV has no lists, and \['prompt', 'chosen', 'rejected'\] are more"):
         main([*argv, str(tmp_path / "x.csv"), "--dataset_split", "test", "--as_chat", "true"])
+    preference_rows(3).to_json(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match="lists"):
+        main(["pairs", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
 
 
 def test_tool_calls_and_arguments_stay_as_they_are(tmp_path):

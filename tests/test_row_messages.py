@@ -189,6 +189,13 @@ CASES: dict[str, Callable[[], Any]] = {
     "begins alike": pairs(
         {"prompt": "A prompt for one", "chosen": "A prompt for Ones", "rejected": "A Prompt for ones"}
     ),
+    "is corrected": pairs(
+        {
+            "prompt": "it's number 7 isn’t it",
+            "chosen": "It's number 7, isn't it?",
+            "rejected": "It's number 7 isn't it?",
+        }
+    ),
     "repeats one alike": pairs(
         {"prompt": 'Say the word "a"', "chosen": 'Say the word "a": x', "rejected": "Say the word “a”: y"}
     ),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Json, Value
 
 from trl_margins.data.loading import load_splits
 from trl_margins.data.saving import check_types, save
@@ -68,6 +68,16 @@ def test_types_that_a_format_cannot_hold(value, csv_says, json_says):
         return
     with pytest.raises(ValueError, match=f"^out.jsonl.gz: {json_says}"):
         check_types(features, ".jsonl.gz", "out.jsonl.gz")
+
+
+def test_csv_has_one_type_in_a_column():
+    rows = Dataset.from_list(
+        [{"x": "p", "y": "a"}, {"x": [{"role": "user"}], "y": "b"}],
+        features=Features({"x": Json(), "y": Value("string")}),
+    )
+    with pytest.raises(ValueError, match=r"^out.csv: in CSV all is text, and \['x'\] have values of several types"):
+        check_types(rows.features, ".csv", "out.csv")
+    check_types(rows.features, ".jsonl", "out.jsonl")
 
 
 @pytest.mark.parametrize("value", [DAY, datetime.datetime(2024, 1, 2, 3), datetime.timedelta(1), [{"at": DAY}]])

@@ -393,10 +393,15 @@ class TestRefused:
         splits = generalization_splits(rows, held_out=most)
         assert len(splits["train"]) == len(prompts(splits["train"]))
 
+    def test_one_column_of_scores_by_its_name(self):
+        rows = Dataset.from_list(list_rows())
+        named = [generalization_splits(rows, score_columns=name) for name in ("scores", ["scores"])]
+        assert named[0]["train"].to_list() == named[1]["train"].to_list()
+
     def test_one_pair_a_prompt(self):
         """Then a pair that is held out takes its prompt with it, and would be prompt_ood."""
         with pytest.raises(
-            ValueError, match=r"but only 0 can go .* training set: lower unseen_models, so that prompts"
+            ValueError, match=r"but only 0 can go .* training set: give data with two pairs, or four completions"
         ):
             generalization_splits(pair_rows(200, 1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,7 +228,11 @@ def check_place(output: str, source: str, n_splits: int) -> None:
         logger.warning("the data set in %s will be written over", output)
     elif beside := _data_in(folder):
         raise ValueError(f"{output} has {beside}, which nobody reads beside a saved data set: name another folder")
+    is_new = not folder.exists()
     check_writable(folder)
+    if is_new:  # it is made when it is written: a command that fails leaves nothing
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _data_in(folder: Path) -> Path | None:

@@ -95,12 +95,12 @@ def main(argv: Sequence[str]) -> int:
     source = Path(args.dataset_name).expanduser().resolve()
     if lost := [each for each in files if each.exists() and each.resolve().is_relative_to(source)]:
         raise ValueError(f"{lost[0]} is read, and would be lost: name another output_dir")
-    check_writable(out)
-    check_files(each for each in files if not each.is_dir())
     rows = pick_split(load_splits(args.dataset_name, args.dataset_config), args.dataset_split, args.dataset_name)
     check_types(rows.features, ".jsonl", args.output_dir)
     for fraction in args.fraction:
         subsets(np.zeros(len(rows)), fraction)  # checks it before measuring
+    check_writable(out)
+    check_files(each for each in files if not each.is_dir())
     outlive_readers()
     with anchor_trainer(args, args.model_name_or_path, rows) as trainer:
         measured = trainer.train_dataset[ROW][:]  # training drops pairs whose prompts fill max_length

@@ -36,6 +36,7 @@ from ..trainers.folder import (
     check_stays,
     check_unused,
     checkpoint_to_resume,
+    has_card,
     holds_model,
     last_whole_checkpoint,
     locked,
@@ -101,7 +102,7 @@ def _run(argv: Sequence[str], is_part: bool) -> int:
             trainer.reproduce, trainer.data_name = command, redacted_text(_data_name(script, mixture))
             trainer.holds_folder = True
             trainer.listen(interrupts)
-            if script.log_histograms:
+            if script.log_histograms and config.report_to:  # else it has been said that nothing takes them
                 trainer.add_callback(PairHistograms(trainer))
             if trainer.eval_dataset is not None:
                 trainer.add_callback(EvaluateLast())
@@ -153,7 +154,7 @@ def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None, data:
 
 def _deliver(trainer: Any, script: TrainArguments, config: Any, is_part: bool) -> None:
     """Saves the model, evaluates it, writes its card, and says what there is now."""
-    if trainer.is_complete and holds_model(config.output_dir):
+    if trainer.is_complete and holds_model(config.output_dir) and has_card(config.output_dir):
         raise ValueError(
             f"{config.output_dir} has the complete run and its model: nothing was trained. To go on with it, "
             "raise --max_steps or --num_train_epochs"

@@ -43,7 +43,23 @@ _UNREAD = (".zip", ".tar", ".tgz", ".lz4", ".7z", ".rar", ".xlsx", ".xls", ".ods
 # Settings of a configuration in README.md that do not change how a table is read
 _OF_A_PLACE = {"data_files", "data_dir", "default", "drop_labels", "description", "version"}
 # What may be called train or test, and is no data
-_NOTES = ("", ".py", ".ipynb", ".sh", ".md", ".txt", ".rst", ".html", ".pdf", ".log", ".yaml", ".yml", ".toml")
+_NOTES = (
+    "",
+    ".py",
+    ".ipynb",
+    ".sh",
+    ".md",
+    ".txt",
+    ".rst",
+    ".html",
+    ".pdf",
+    ".log",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".bin",
+    ".pt",
+)
 _SHOWN = 8  # names of files
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 

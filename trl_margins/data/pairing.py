@@ -52,7 +52,7 @@ def make_pairs(
     *,
     drop_truncated: bool = False,
     as_chat: bool = False,
-    score_columns: Sequence[str] | None = None,
+    score_columns: Sequence[str] | str | None = None,
     prompt_column: str | None = None,
     system_column: str | None = None,
 ) -> Dataset:
@@ -74,6 +74,7 @@ def make_pairs(
     for name, value in {"k": k, "min_gap": min_gap}.items():
         if value is not None:
             NUMBERS[name].check(name, value)
+    score_columns = [score_columns] if isinstance(score_columns, str) else score_columns
     dataset = one_split(dataset, "make_pairs")
     raw = without_decoding(dataset)
     lists = ScoredLists.of(raw, "the lists", score_columns, prompt_column, system_column, as_chat)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Json
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,11 @@ def check_types(features: Features, suffix: str, output: str) -> None:
         return
     if suffix == ".csv" and (nested := _columns(features, pa.types.is_nested)):
         raise ValueError(f"{output}: CSV has no lists, and {nested} are more than text and numbers; use .jsonl")
+    if suffix == ".csv" and (mixed := [name for name, feature in features.items() if isinstance(feature, Json)]):
+        raise ValueError(
+            f"{output}: in CSV all is text, and {mixed} have values of several types, as text beside messages: "
+            "use .jsonl, or make them one type"
+        )
     name = "CSV" if suffix == ".csv" else "JSON"
     if raw := _columns(features, _is_binary):
         raise ValueError(f"{output}: {name} has no bytes, and {raw} have them: use .parquet, or remove the columns")

@@ -38,7 +38,7 @@ _REMEDIES = {
     "train": "lower unseen_prompts, unseen_models or held_out",
     "id": "raise held_out, or lower unseen_models so that prompts have more completions by seen models",
     "prompt_ood": "raise unseen_prompts, or lower unseen_models",
-    "response_ood": "raise unseen_models, or lower unseen_prompts",
+    "response_ood": "raise unseen_models, lower unseen_prompts, or give prompts more completions by different models",
     "mutual_ood": "raise unseen_prompts or unseen_models",
 }
 
@@ -50,7 +50,7 @@ def generalization_splits(
     held_out: float = 0.1,
     seed: int = 0,
     columns: Sequence[str] | None = None,
-    score_columns: Sequence[str] | None = None,
+    score_columns: Sequence[str] | str | None = None,
 ) -> DatasetDict:
     """`train`, and the four splits of AMaPO (arXiv 2511.09385, appendix D.1) that tell underfitting from overfitting:
 
@@ -90,6 +90,7 @@ def generalization_splits(
             than training prompts can spare, or an empty split, with what to change.
         TypeError: a stream, or several splits.
     """
+    score_columns = [score_columns] if isinstance(score_columns, str) else score_columns
     dataset = one_split(dataset, "generalization_splits")
     draw = _Draw(unseen_prompts, unseen_models, held_out, int(seed))
     names, rows = dataset.column_names, dataset.with_format(None)
@@ -159,7 +160,8 @@ class _Draw:
         if wanted > len(spare):
             most = f"lower held_out to {len(spare) / n:.6g} or less, or " if spare else ""
             remedy = (
-                "lower unseen_models, so that prompts have more pairs or completions by seen models"
+                "give data with two pairs, or four completions with different scores, of a prompt by seen models "
+                "(a lower unseen_models leaves more of these, and fewer by unseen ones)"
                 if self.by_models
                 else "give lists of four or more completions with different scores"
             )

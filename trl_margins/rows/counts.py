@@ -206,7 +206,9 @@ def _goes_on(part: str, label: str, of_model: str, is_first: bool) -> bool:
 def _begins_like(part: str, prompt: str) -> bool:
     """Whether a completion begins with a copy of the prompt, in other line ends or blanks, quotes or capitals."""
     begin, found = map(_spelled_alike, (prompt, part[: 2 * len(prompt) + 20]))
-    return found.startswith(begin) and not (begin[-1].isalnum() and found[len(begin) :][:1].isalnum())
+    answer = found.removeprefix(begin)
+    # nothing is behind the prompt that is corrected
+    return answer != found and any(map(str.isalnum, answer)) and not (begin[-1].isalnum() and answer[0].isalnum())
 
 
 def _spelled_alike(text: str) -> str:
@@ -214,10 +216,9 @@ def _spelled_alike(text: str) -> str:
 
 
 def _said(part: Part) -> str:
-    """What tells a part from others: its text, and calls of tools, which have none."""
-    if isinstance(part, str):
-        return part
-    return repr([(message["role"], text_of([message]), message.get("tool_calls")) for message in part])
+    """What tells a part from others, as text or as messages: its words, and calls of tools, which have none."""
+    calls = [] if isinstance(part, str) else [each for each in (message.get("tool_calls") for message in part) if each]
+    return "".join(text_of(part).split()) + (repr(calls) if calls else "")
 
 
 def _marks_turns(before: str, behind: str) -> bool:

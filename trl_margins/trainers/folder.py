@@ -266,7 +266,11 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
         ValueError: the trained model is among it.
     """
     if after is not None:
-        found = [path for path, step in sorted(_checkpoints(folder).items()) if step > after and is_whole(path)]
+        later = [path for path, step in sorted(_checkpoints(folder).items()) if step > after]
+        # a damaged one is written over, unless folders have the names of its files
+        found = [
+            path for path in later if is_whole(path) or any(each.is_dir() and each.suffix for each in path.iterdir())
+        ]
         if (card := folder / CARD).is_file() and MADE_BY_A_RUN not in card.read_text(errors="replace"):
             found.append(card)
     elif found := _of_earlier_run(folder):
@@ -287,6 +291,15 @@ def holds_model(folder: str | Path) -> bool:
     """Whether a run has saved its model there, and its files are whole. `training_args.bin` is moved there last."""
     weights = weight_files(folder)
     return Path(folder, TRAINING_ARGS_NAME).exists() and bool(weights) and not any(map(damage_of, weights))
+
+
+def has_card(folder: str | Path) -> bool:
+    """Whether the model's card has been written since it was saved, and not only a checkpoint's before it."""
+    try:
+        written, saved = (Path(folder, name).stat().st_mtime_ns for name in (CARD, TRAINING_ARGS_NAME))
+    except OSError:  # also of a model that another process has begun to write
+        return False
+    return written >= saved
 
 
 def weight_files(folder: str | Path) -> list[Path]:

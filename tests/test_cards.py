@@ -393,6 +393,18 @@ def test_shares_of_sets_by_other_ways(base, tiny_model, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("base", ["cpo", "dpo"])
+def test_columns_of_others_and_other_trainers_sets(base, tiny_model, tokenizer, tmp_path):
+    rows, new = preference_rows(6), preference_rows(4, seed=9)
+    named = new.add_column("row_number", [*"abcd"])
+    one = trainer_of(base, tiny_model, tokenizer, tmp_path / "1", rows, named)
+    two = trainer_of(base, tiny_model, tokenizer, tmp_path / "2", new, rows)
+    one.evaluate()
+    one.evaluate(two.train_dataset, metric_key_prefix="eval_theirs")
+    one.evaluate(named, metric_key_prefix="eval_later")
+    assert {name: one.trained_on(name) for name in ("", "theirs", "later")} == {"": 0, "theirs": 0, "later": 0}
+
+
+@pytest.mark.parametrize("base", ["cpo", "dpo"])
 def test_shares_of_parts_and_of_several_sets(base, tiny_model, tokenizer, tmp_path):
     """A part of a set has its own, whatever it is called; so has each of several that come together, and a mixture."""
     rows, new = preference_rows(8), preference_rows(4, seed=9)
@@ -563,17 +575,24 @@ def test_python_lines_load_what_was_trained_on(tiny_model, tokenizer, tmp_path):
         assert ("    eval_dataset=eval_dataset,  # as the script made it" in text) == (name is None)
     trainer = trainer_of("cpo", tiny_model, tokenizer, tmp_path / "out", read(split="train_prefs").select([0, 2]))
     trainer.create_model_card(dataset_name="me/pairs")
-    assert 'load_dataset("me/pairs", split="train_prefs"),  # 2 rows of it\n' in card_of(tmp_path / "out").text
+    assert 'load_dataset("me/pairs", split="train_prefs"),  # 2 rows\n' in card_of(tmp_path / "out").text
 
 
 def test_numbers_of_another_model(trained, tmp_path, caplog):
     trainer, out, _ = trained
-    for model, warns in (("else", True), (str(out / "checkpoint-2"), False), (f"me/{out.name}", False), ("", False)):
+    for model, warns in (
+        ("else", True),
+        (str(out), False),
+        (str(out / "checkpoint-2"), False),
+        (str(out.parent), True),
+        (f"me/{out.name}", False),
+        (None, False),
+    ):
         file = written_report(tmp_path)
         file.write_text(json.dumps({**json.loads(file.read_text()), "model": model}))
         caplog.clear()
-        trainer.create_model_card(evaluation=file)
-        assert ("has the numbers of the model else, and the card is of" in caplog.text) == warns
+        trainer.create_model_card(evaluation=iter([file]))
+        assert (f"has the numbers of the model {model}, and the card is of" in caplog.text) == warns
 
 
 def test_command_and_numbers_given(trained, tmp_path, monkeypatch):

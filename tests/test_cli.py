@@ -868,6 +868,7 @@ def of_run(tmp_path: Path, **changed: Any) -> Any:
     args |= {"log_pairs": True, "trust_remote_code": False, "metric_for_best_model": None, "world_size": 1}
     args |= {key: changed.pop(key) for key in [*changed] if key in args}
     trainer = {"loaded_step": None, "state": SimpleNamespace(global_step=7, best_metric=0.81234)}
+    trainer |= {"is_world_process_zero": lambda: True}
     trainer |= {"train_dataset": preference_rows(2), "eval_dataset": None, "model": None}
     trainer |= {"accelerator": SimpleNamespace(unwrap_model=lambda model: model), **changed}
     return SimpleNamespace(**trainer, args=SimpleNamespace(**args))
@@ -975,7 +976,6 @@ def test_the_end_of_a_run(fails, tmp_path, monkeypatch):
     """What is saved, evaluated and pushed, and under which names the card is written."""
     monkeypatch.setattr(train, "next_steps", lambda trainer, script: ["next"])
     monkeypatch.setattr(train, "holds_model", lambda folder: True)
-    monkeypatch.setattr(train, "has_card", lambda folder: True)
     for own, loaded, pushes, is_part in (
         (False, None, False, False),
         (True, None, True, False),

@@ -108,7 +108,7 @@ def test_a_saved_data_set_does_not_hide_files(here):
         assert os.listdir(name) == [kept]
 
 
-@pytest.mark.parametrize("place", ["data/train-00000-of-00001.parquet", "train/part.csv", "test.jsonl.gz"])
+@pytest.mark.parametrize("place", ["data/train-00000-of-00001.parquet", "train/part.csv", "test.jsonl.gz", "no.json"])
 def test_nor_files_in_the_folders_of_its_splits(place, here):
     (here / "data" / place).parent.mkdir(parents=True)
     name = re.sub(r"\.gz$", "", place)
@@ -124,16 +124,27 @@ def test_results_and_runs_are_no_data_that_would_be_hidden(here):
     for name in ("config.json", "pair_log.csv"):
         (here / "work" / "run" / name).write_text("{}")
     main(["inspect", "rows.jsonl", "--json", "work/audit.json"])
-    for n, result in enumerate(
-        (
-            {"model": "m", "reward": "sum", "min_score_gap": 2.0},
-            {"set": "s", "row": 0, "rewards": [1.0], "lengths": [2]},
-        )
-    ):
+    results = (
+        {"model": "m", "reward": "sum", "ref_model": None, "min_score_gap": 2.0},
+        {"set": "s", "row": 0, "rewards": [1.0], "lengths": [2]},
+        {"table": [{"method": "simpo"}]},
+    )
+    for n, result in enumerate(results):
         (here / "work" / f"result{n}.json").write_text(json.dumps(result))
     main(["score", "rows.jsonl", "--out", "work/set"])
     main(["score", "rows.jsonl", "--out", "work"])
     assert (here / "work" / "state.json").is_file()
+    for name, row in {
+        "list": {"rewards": [1.0], "lengths": [2]},
+        "score": {"prompt": "p", "min_score_gap": 1},
+    }.items():
+        (here / name).mkdir()
+        (here / name / "train.jsonl").write_text(json.dumps(row))
+        with pytest.raises(ValueError, match=r"has train\.jsonl, which nobody reads"):
+            main(["score", "rows.jsonl", "--out", name])
+    with pytest.raises(ValueError, match="lists"):
+        main(["pairs", "rows.jsonl", "--out", "new/pairs"])
+    assert not (here / "new").exists()
 
 
 def test_a_pipe_is_opened_by_who_writes_to_it(here):

@@ -892,11 +892,13 @@ TEMPLATES = [  # what begins the user's turn and the model's, and what ends the 
     ("[|user|]", "\n[|assistant|]", "[|endofturn|]\n"),
     ("<extra_id_1>User\n", "\n<extra_id_1>Assistant\n", "\n"),
     ("<human>: ", "\n<bot>: ", "\n"),
+    ("[|Human|]:", "[|AI|]:", "\n"),
     ("[Round 1]\n\n问：", "\n\n答：", "\n\n"),
     ("User: ", " Assistant: ", " "),
     ("Usuario: ", "\nAsistente: ", "\n"),
     ("Instruction: be kind.\nUser: ", "\nBot:", "\n"),
     ("Title: ", "\nSummary:", "\n\n"),  # of a model that writes further examples
+    ("User: ", "\nAssistant: <think>\n", "\n"),
 ]
 
 
@@ -920,6 +922,10 @@ def test_a_turn_of_the_user_behind_the_answer(user, model, end, caplog):
         ("Rewrite it.\n\nQuestion: Who was he?", "Harder:\n\nQuestion: Who was his mother?"),
         ("The next scene.\nStudent: Sir?\nTeacher: Yes?", "Student: Late.\nTeacher: Why?\nStudent: Rain."),
         ("User: Draft it.\nCustomer: Ann\nAssistant:", "Ticket\nCustomer: Ann\nfor the User: none"),
+        ("User: Ask for it.\nAssistant:", "Give me your\n- User: a name\n- Password: a word"),
+        ("Patient: Ann\nDiagnosis: none\nLetter:", "Dear Dr\nPatient: Ms Ann\nDiagnosis: none"),
+        ("Mend it.\nuser: x\npass word\nFixed:", "user: x\npass: word"),
+        ("User: What is in it?\nAssistant:", "The log says\n> User: root logged in"),
     ],
 )
 def test_labels_that_are_no_turns(prompt, answer, caplog):
@@ -927,9 +933,16 @@ def test_labels_that_are_no_turns(prompt, answer, caplog):
     assert not caplog.text
 
 
+def test_a_completion_that_begins_with_the_model_s_turn(caplog):
+    rows = [{"prompt": "USER: hi", "chosen": " ASSISTANT: yes USER: and?", "rejected": " ASSISTANT: no"}]
+    open_rows(Dataset.from_list(rows), "train")
+    assert "in 1 of 1 rows a completion holds 'USER:'" in caplog.text
+
+
 def test_marks_in_long_lines_are_found_at_once():
     begun = time.monotonic()
-    for text in ("#" * 50_000, "</s>" * 20_000, "a " * 50_000, "\nUser:" * 10_000):
+    many = "".join(f"\nkey{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{i}: value" for i in range(20_000))
+    for text in (many, "#" * 50_000, "</s>" * 20_000, "a " * 50_000, "\nUser:" * 10_000):
         open_rows(Dataset.from_list([{"prompt": f"User: {text}\nA:", "chosen": text, "rejected": "b"}]), "train")
     assert time.monotonic() - begun < 20
 

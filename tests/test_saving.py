@@ -75,7 +75,7 @@ def test_csv_has_one_type_in_a_column():
         [{"x": "p", "y": "a"}, {"x": [{"role": "user"}], "y": "b"}],
         features=Features({"x": Json(), "y": Value("string")}),
     )
-    with pytest.raises(ValueError, match=r"^out.csv: in CSV all is text, and \['x'\] have values of several types"):
+    with pytest.raises(ValueError, match=r"^out.csv: in CSV all is text, and \['x'\] have JSON, such as messages"):
         check_types(rows.features, ".csv", "out.csv")
     check_types(rows.features, ".jsonl", "out.jsonl")
 

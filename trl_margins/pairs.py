@@ -15,7 +15,6 @@ SHARED = "shared_rows"  # the batch's pairs, each in one row, as `PackedRows`
 CACHED = "cached_pairs"  # the `PairLogps` of a batch whose forward pass has been made already
 ROW = "row_number"  # in the training set, as the trainer was given it
 IS_FLIPPED = "is_flipped"
-IS_TRAINED_ON = "is_trained_on"  # of training and evaluation sets: whether the training set has the pair
 SCORES = ("score_chosen", "score_rejected")  # what the terms call them, whatever the data set does
 SCORE_CHOSEN, SCORE_REJECTED = SCORES
 FACTOR = "evaluation_factor"  # the similarity of the two completions; computed where the data set has none

@@ -253,9 +253,8 @@ def _options(cls: type[Any], kind: str) -> dict[str, tuple[Any, Field[Any]]]:
             found[name] = declared, field(default_factory=factory, metadata=told)
         else:
             found[name] = declared, field(default=default, metadata=told)
-    made = make_dataclass(cls.__name__, [(name, *option) for name, option in found.items()])
     try:
-        check_options(made())
+        check_options(make_dataclass(cls.__name__, [(name, *option) for name, option in found.items()])())
     except ValueError as error:
         raise TypeError(f"the default of an argument of {kind} {cls.name!r} does not fit its type: {error}") from error
     return found

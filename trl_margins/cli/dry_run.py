@@ -34,6 +34,9 @@ def resolved(script: Any, config: Any, model_args: ModelConfig, mixture: Dataset
             _changed(config, *defaults)
         ),
     }
+    *_, others = parts.values()
+    if config.max_steps > 0 and config.num_train_epochs == type(config)(use_cpu=True, bf16=False).num_train_epochs:
+        others.pop("num_train_epochs", None)  # the method's, which is not read
     model = parts["Model"]
     if any(name.startswith(("lora_", "load_in_")) for name in model):  # which without a word of use_peft are refused
         model["use_peft"] = model_args.use_peft

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..data.evaluation_factors import (
     warn_of_few_words,
 )
 from ..data.loading import chosen_splits
-from ..data.local_files import BUILDERS, is_saved, kind_of, open_bytes
+from ..data.local_files import BUILDERS, is_saved, kind_of
 from ..disk import check_writable, naming, written
 from ..rows import open_rows
 from ..tables import aligned
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-_OF_A_MODEL = ("config.json", "adapter_config.json", "margin_run.json")
-_RESULT = re.compile(
-    rb'\A\{\s*"(?:splits|lists)": \{\s*"[^"]*": \{\s*"n_|"min_score_gap": |\A\{.*"rewards": \[.*"lengths": \['
+_RESULT = re.compile(  # as `inspect`, `evaluate`, its rewards, and `compare` begin
+    rb'\{\s*(?:"(?:splits|lists)": \{\s*"[^"]*": \{\s*"n_|(?:"model": "[^"]*",\s*)?"reward": "[^"]*",\s*"ref_model"'
+    rb'|(?:"model": "[^"]*", )?"set": "[^"]*", "row": \d+, "rewards"|"table": \[)'
 )
 
 
@@ -228,33 +229,33 @@ def check_place(output: str, source: str, n_splits: int) -> None:
         logger.warning("the data set in %s will be written over", output)
     elif beside := _data_in(folder):
         raise ValueError(f"{output} has {beside}, which nobody reads beside a saved data set: name another folder")
-    is_new = not folder.exists()
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     check_writable(folder)
-    if is_new:  # it is made when it is written: a command that fails leaves nothing
-        with suppress(OSError):
-            folder.rmdir()
+    with suppress(OSError):  # they are made when it is written: a command that fails leaves nothing
+        for each in made:
+            each.rmdir()
 
 
 def _data_in(folder: Path) -> Path | None:
-    """A file of data in a folder, which has no data set that `save_to_disk` wrote; caches, results and runs aside."""
-    for file in sorted(folder.rglob("*")):
-        within = file.relative_to(folder)
-        others = [folder / part for part in within.parents if part.parts]
-        if kind_of(file) not in BUILDERS or not file.is_file() or any(part[0] in "._" for part in within.parts):
-            continue
-        if any(is_saved(each) or any((each / name).exists() for name in _OF_A_MODEL) for each in others):
-            continue
-        if not file.name.startswith("cache-") and not _is_result(file):
-            return within
+    """A file of data in a folder without a saved data set, or in a folder there for data or a split; results aside."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    names = ("*", *(f"{each}/*" for each in ("data", *chain(*SPLIT_KEYWORDS.values()))))
+    for file in sorted({file for name in names for file in folder.glob(name)}):
+        is_data = kind_of(file) in BUILDERS and file.is_file() and not file.name.startswith((".", "_"))
+        if is_data and not _is_result(file):
+            return file.relative_to(folder)
     return None
 
 
 def _is_result(file: Path) -> bool:
-    """Whether `inspect` or `evaluate` wrote it."""
-    if kind_of(file) not in (".json", ".jsonl"):
-        return False
-    with open_bytes(file) as opened:
-        return _RESULT.search(opened.read(4096)) is not None
+    """Whether `inspect`, `evaluate`, `compare` or a trainer wrote it, or `datasets` as a cache."""
+    if file.suffix not in (".json", ".jsonl"):
+        return file.name.startswith("cache-") and file.suffix == ".arrow"
+    if file.name.endswith("_results.json"):  # transformers'
+        return True
+    with file.open("rb") as opened:
+        return _RESULT.match(opened.read(4096)) is not None
 
 
 def write(output: str, splits: DatasetDict) -> None:

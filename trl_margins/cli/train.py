@@ -36,7 +36,6 @@ from ..trainers.folder import (
     check_stays,
     check_unused,
     checkpoint_to_resume,
-    has_card,
     holds_model,
     last_whole_checkpoint,
     locked,
@@ -58,6 +57,7 @@ from .train_options import (
 logger = logging.getLogger(__name__)
 
 _BARS = {"delay": 1, "leave": False, "disable": None}  # the last: only in a terminal
+CARD_IS_DUE = "_README.md.due"  # a file that says of a folder with a model that its card is still to be written
 # flags about what a folder has: whoever trains again has an empty one
 _ONCE = re.compile(r" --resume[_-]from[_-]checkpoint[= ]('[^']*'|\S+)| --overwrite[_-]output[_-]dir([= ](?!-)\S+)?")
 
@@ -154,11 +154,15 @@ def _enter_folder(held: ExitStack, config: Any, resume: str | bool | None, data:
 
 def _deliver(trainer: Any, script: TrainArguments, config: Any, is_part: bool) -> None:
     """Saves the model, evaluates it, writes its card, and says what there is now."""
-    if trainer.is_complete and holds_model(config.output_dir) and has_card(config.output_dir):
+    due = Path(config.output_dir, CARD_IS_DUE)
+    if trainer.is_complete and holds_model(config.output_dir) and not due.exists():
         raise ValueError(
             f"{config.output_dir} has the complete run and its model: nothing was trained. To go on with it, "
             "raise --max_steps or --num_train_epochs"
         )
+    if trainer.is_world_process_zero():
+        with suppress(OSError):  # of a full disk, which the model's own error names
+            due.touch()
     trainer.save_model(config.output_dir)
     metrics: dict[str, Any] = {}
     if trainer.eval_dataset is not None:
@@ -170,6 +174,8 @@ def _deliver(trainer: Any, script: TrainArguments, config: Any, is_part: bool) -
         "eval_dataset_name": script.eval_dataset_name,
     }
     trainer.create_model_card(**names)
+    if trainer.is_world_process_zero():
+        due.unlink(missing_ok=True)
     lines = [f"kept    {_kept(trainer, metrics)}", f"saved   {config.output_dir}"]
     if config.push_to_hub:
         pushed = trainer.push_to_hub(**names)

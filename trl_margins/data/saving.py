@@ -34,7 +34,7 @@ def check_types(features: Features, suffix: str, output: str) -> None:
         raise ValueError(f"{output}: CSV has no lists, and {nested} are more than text and numbers; use .jsonl")
     if suffix == ".csv" and (mixed := [name for name, feature in features.items() if isinstance(feature, Json)]):
         raise ValueError(
-            f"{output}: in CSV all is text, and {mixed} have values of several types, as text beside messages: "
+            f"{output}: in CSV all is text, and {mixed} have JSON, such as messages beside text, or objects: "
             "use .jsonl, or make them one type"
         )
     name = "CSV" if suffix == ".csv" else "JSON"

@@ -83,7 +83,7 @@ def read_report(file: str | Path) -> EvaluationReport:
         if strange := [text for numbers in sets.values() for text in _texts(numbers)]:
             raise ValueError(f"{strange[0]!r} among the numbers")
         return EvaluationReport(
-            str(content["reward"]), float(content["min_score_gap"]), sets, str(content.get("model", ""))
+            str(content["reward"]), float(content["min_score_gap"]), sets, str(content.get("model") or "")
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, KeyError) and "models" in content:

@@ -15,6 +15,7 @@ from ..checks import looks_like
 from ..pairs import FACTOR, IS_FLIPPED
 from .beside import Seen, count_unused, suspects_of, texts_beside
 from .form import (
+    ANSWERS,
     ASKS,
     COMPLETIONS,
     OF_TEMPLATES,
@@ -40,12 +41,19 @@ from .references import may_be_meant, referred
 
 _HUMAN = re.compile(  # begins a turn of the user in text
     r"\n\r?\nHuman:|\[INST\]|<human>:|<extra_id_1>User\b|<reserved_106>"
-    r"|[<\[][|｜](?:[Uu]ser|USER|USER_TOKEN|prompter)[|｜][>\]]"
+    r"|[<\[][|｜](?:[Uu]ser|USER|USER_TOKEN|[Hh]uman|prompter)[|｜][>\]]"
     r"|<\|?(?:im_start|im_user|start|start_\w{1,20}|header_start)\|?>(?:user|human)\b"
 )
-_ASKED_FOR = re.compile(r"\b(\w{1,30}[*_ \t]{0,3}[:：])[*_\s]*\Z")  # the label of a turn that a prompt asks for
-_BEGIN = r"(?:[\r\n>\]｜|]|###)[-#*_ \t]{0,8}(?:[A-Z]\w{0,19} ){0,2}"  # what may be before the label of a turn
-_LABEL = re.compile(rf"(?:{_BEGIN}|\b(?=USER|User|HUMAN|Human))(\w{{1,30}}[*_ \t]{{0,3}}[:：])")
+# A label of a turn: behind what may be before it, or the user's within a line
+_LABEL = re.compile(
+    r"(?:(?P<begin>[\r\n][#*_ \t]{0,8}|[>\]｜|]|###[ \t]{0,3})(?:[A-Z]\w{0,19} ){0,2}|\b(?=USER|User|HUMAN|Human))"
+    r"([^\W\d_]\w{0,29}[*_ \t]{0,3}[:：])"
+)
+# The label of the turn that a prompt asks for, or that a completion begins with
+_ASKED_FOR = re.compile(
+    r"\b(\w{1,30}[*_ \t]{0,3}[:：])[*_\s]*\Z|\b((?:ASSISTANT|Assistant|Response)[ \t]{0,3}:)[^\r\n:]{0,40}\s*\Z"
+)
+_ANSWERED = re.compile(r"\s*(?:\W{0,3}\s*)((?:ASSISTANT|Assistant|Response)[*_ \t]{0,3}:)")
 _TEMPLATES = re.compile(r"[|｜]|INST|turn|SYS")  # in marks that nobody else writes
 _OF_USER = re.compile("(?i)user|human|instruction|prompter")
 _NO_CHANCE = 16  # characters of a prompt that no answer begins with by chance
@@ -178,29 +186,30 @@ def _asking_mark(text: str) -> str | None:
 
 
 def _asked_again(row: PreferenceRow) -> str | None:
-    """The label of the user's turn in a prompt of text that asks for the model's, if a completion goes on with it."""
-    prompt = row.prompt if isinstance(row.prompt, str) else ""
-    ending = _ASKED_FOR.search(prompt[-80:])
-    if ending is None or any(prompt.strip() in part for part in row.completions):
-        return None
-    asks, completions = ASKS.search(prompt), [text_of(part) for part in row.completions]
-    for label in dict.fromkeys(found[1] for found in _LABEL.finditer(f"\n{prompt}")):
-        is_first = asks is not None and asks[0].endswith(label)
-        if label != ending[1] and any(_goes_on(part, label, ending[1], is_first) for part in completions):
-            return label
-    return None
+    """The label of the user's turn in a prompt of text that asks for the model's, if a completion goes on with it.
 
-
-def _goes_on(part: str, label: str, of_model: str, is_first: bool) -> bool:
-    """Whether a completion has a turn with this label.
-
-    Other text has labels, too, such as Input: the model's has to follow, unless it is the user's, or the first to ask.
+    Other text has labels, too, such as Input: the model's has to follow, unless both are such as only dialogues have.
     """
-    is_users = label.startswith(("USER", "User", "HUMAN", "Human"))
-    turn = re.compile((r"(?<!\w)" if is_users else _BEGIN) + re.escape(label))
-    alone = re.compile((r"(?<!\w)" if label.startswith(("USER", "HUMAN")) else _BEGIN) + re.escape(label))
-    answers = [found.start() for found in re.finditer(rf"(?<!\w){re.escape(of_model)}", part)]
-    return bool((answers and turn.search(part, 0, answers[-1])) or ((is_users or is_first) and alone.search(part)))
+    prompt = row.prompt if isinstance(row.prompt, str) else ""
+    parts = [text_of(part) for part in row.completions]
+    found = _ASKED_FOR.search(prompt[-120:]) or next(filter(None, map(_ANSWERED.match, parts)), None)
+    if found is None or any(prompt.strip() in part for part in parts):
+        return None
+    of_model = next(filter(None, found.groups()))
+    labels = {label[2] for label in _LABEL.finditer(f"\n{prompt}")} - {of_model}
+    if not labels:
+        return None
+    asks = ASKS.search(prompt) if ANSWERS.search(f"\n{of_model}") else None
+    for part in parts:
+        last = part.rfind(of_model)
+        for again in _LABEL.finditer(part):
+            label, is_begun = again[2], again["begin"] is not None
+            alone = label.startswith(("USER", "HUMAN")) or (
+                asks is not None and is_begun and (label.startswith(("User", "Human")) or asks[0].endswith(label))
+            )
+            if label in labels and (alone or again.end() <= last):
+                return label
+    return None
 
 
 def _begins_like(part: str, prompt: str) -> bool:
@@ -218,7 +227,7 @@ def _spelled_alike(text: str) -> str:
 def _said(part: Part) -> str:
     """What tells a part from others, as text or as messages: its words, and calls of tools, which have none."""
     calls = [] if isinstance(part, str) else [each for each in (message.get("tool_calls") for message in part) if each]
-    return "".join(text_of(part).split()) + (repr(calls) if calls else "")
+    return " ".join(text_of(part).split()) + (repr(calls) if calls else "")
 
 
 def _marks_turns(before: str, behind: str) -> bool:

@@ -60,7 +60,7 @@ ASKS = re.compile(
     r"\b(?:USER|User|HUMAN|Human)[ \t]*:|"
     rf"{_LINE}(?:user|human|customer|client|patient|student|instruct(?:ion)?|question|query|input|q)[*_ \t]*[:：])"
 )
-_ANSWERS = re.compile(
+ANSWERS = re.compile(
     r"\b(?:ASSISTANT|Assistant|BOT|Bot|AI|GPT)[ \t]*:|"
     rf"{_LINE}(?:assistant|(?:chat)?bot|ai|(?:chat)?gpt|model|agent|doctor|teacher|response|answer|output|a)"
     r"[*_ \t]*[:：])"
@@ -432,7 +432,7 @@ def turn_mark(text: str) -> str | None:
         if (first := next(found, None)) and next(found, None):
             return first[0].strip()
     asked = ASKS.search(text)
-    return asked[0].strip() if asked and _ANSWERS.search(text, asked.end()) else None
+    return asked[0].strip() if asked and ANSWERS.search(text, asked.end()) else None
 
 
 def around_prompt(prompt: str, part: str) -> tuple[str, str] | None:

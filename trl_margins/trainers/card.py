@@ -38,6 +38,7 @@ from .configs import OF_FACTOR, MarginOptions, config_class, origin_of
 from .folder import CARD, FIGURES, replace_links
 from .preparation import OF_COLUMN, TRAIN
 from .step_size import factors_of, pairs_per_step
+from .whole import step_of
 
 if TYPE_CHECKING:
     from trl.trainer.base_trainer import _BaseTrainer as TRLTrainer
@@ -80,8 +81,11 @@ class CardMixin(TRLTrainer):
 
     def _warn_of_another(self, file: str | Path, model: str) -> None:
         """Of numbers that seem to be another model's: their file names none of this run's folder or repository."""
-        own = {Path(str(self.args.output_dir)).resolve().name, (self.hub_model_id or "").rpartition("/")[2]}
-        if model and own.isdisjoint(Path(model).resolve().parts):
+        folder, place = Path(str(self.args.output_dir)).resolve(), Path(model)
+        place = place.parent if step_of(place) is not None else place  # a checkpoint
+        is_here = place.exists() and place.resolve() == folder
+        own = {"", folder.name, (self.args.hub_model_id or "").rpartition("/")[2]}  # "" of a dot
+        if model and not is_here and ((place.exists() and place.name) or place.name not in own):
             logger.warning(
                 "%s has the numbers of the model %s, and the card is of %s: if it is another, evaluate this one",
                 file,
@@ -125,7 +129,7 @@ class CardMixin(TRLTrainer):
                 raise TypeError(f"{argument} is {name!r}: give one name, as text; of several, joined as 'a and b'")
         if not all(isinstance(tag, str) for tag in ([tags] if isinstance(tags, str) else tags or ())):
             raise TypeError(f"tags is {tags!r:.80}: give texts, in a list")
-        files = [evaluation] if isinstance(evaluation, str | Path) else evaluation
+        files = [evaluation] if isinstance(evaluation, str | Path) else [*evaluation]
         reports = list(map(read_report, files))
         for file, report in zip(files, reports, strict=True):
             self._warn_of_another(file, report.model)
@@ -398,14 +402,15 @@ def adapter_options(model: Any) -> dict[str, Any]:
 
 
 def _loaded(dataset: Any, name: str | None, n: int | None) -> tuple[str, str] | None:
-    """Python code that loads a data set of the Hub again, and a comment where that has not n rows."""
+    """Python code that loads a data set of the Hub again, and a comment with its n rows, if that may have others."""
     if isinstance(dataset, dict) or not (found := hub_id(name)):
         return None
-    split = str(getattr(dataset, "split", None) or "train")
+    split, config = str(getattr(dataset, "split", None) or "train"), dataset.info.config_name or "default"
     there = (dataset.info.splits or {}).get(split)
-    is_part = n is not None and there is not None and there.num_examples not in (None, n)
-    comment = f"{n:,} rows of it" if is_part else ""
-    return f"load_dataset({python_text(found)}, split={python_text(split)})", comment
+    arguments = [python_text(found), *([] if config.startswith("default") else [python_text(config)])]
+    comment = "as the script took it" if n is None else f"{n:,} rows"
+    whole = n is not None and there is not None and there.num_examples == n
+    return f"load_dataset({', '.join(arguments)}, split={python_text(split)})", "" if whole else comment
 
 
 def python_script(trainer: Any, facts: CardFacts) -> str:

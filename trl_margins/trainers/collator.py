@@ -48,7 +48,13 @@ class PairCollator:
                 f"the objective reads {missing}, which these rows do not have: a set that the trainer was not built "
                 f"with brings them itself, or is given as eval_dataset. The rows have {sorted(rows[0])}"
             )
-        names = [*self.columns, *(name for name in self.if_there if all(row.get(name) is not None for row in rows))]
+        # rows of a set that was put together from the training set and others have no number
+        there = (
+            name
+            for name in self.if_there
+            if all(row.get(name) is not None if name == ROW else name in row for row in rows)
+        )
+        names = [*self.columns, *there]
         carried = {
             name: torch.tensor(
                 [as_number(row[name]) for row in rows], dtype=torch.long if name == ROW else torch.float32

@@ -37,6 +37,7 @@ class EvaluationMixin(BestMixin):
     _said: Set[str] = frozenset()  # warnings
     _prefix: str  # of the metrics of the set that is evaluated
     _settings_read: dict[str, Any]  # of the config, when the trainer had been built
+    _mark: str = ""  # the column of pairs that were trained on
     _shares: Mapping[str, float] = MappingProxyType({})  # of pairs trained on, by what a set's metrics are called
 
     def trained_on(self, name: str) -> float:
@@ -109,7 +110,7 @@ class EvaluationMixin(BestMixin):
         self._evaluated, self._prefix = [], metric_key_prefix
         if metric_key_prefix.startswith("eval"):  # and not `predict`
             name = metric_key_prefix.removeprefix("eval").removeprefix("_")
-            self._shares = {**self._shares, name: share_trained_on(dataloader.dataset)}
+            self._shares = {**self._shares, name: share_trained_on(dataloader.dataset, self._mark)}
         self._buffers["eval"] = MetricBuffer()  # what `predict`, or an evaluation that was cut off, has left
         if self.compute_metrics is not None and not isinstance(self.compute_metrics, OwnMetrics):
             self.compute_metrics = OwnMetrics(self.compute_metrics)

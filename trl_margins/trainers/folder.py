@@ -246,6 +246,10 @@ def check_stays(folder: Path, names: list[str]) -> None:
             )
 
 
+def _is_no_file(path: Path) -> bool:
+    return path.is_dir() and path.suffix in (".json", ".safetensors", ".bin", ".pt", ".pth")
+
+
 def _of_earlier_run(folder: Path) -> list[Path]:
     """All that `make_room` moves, among it files that a user has written and a run would write over."""
     of_a_run = (*_TELLING, *_OTHERS) if earlier_run(folder) else _BESIDE_WEIGHTS
@@ -268,9 +272,7 @@ def make_room(trainer: Any, folder: Path, after: int | None = None) -> None:
     if after is not None:
         later = [path for path, step in sorted(_checkpoints(folder).items()) if step > after]
         # a damaged one is written over, unless folders have the names of its files
-        found = [
-            path for path in later if is_whole(path) or any(each.is_dir() and each.suffix for each in path.iterdir())
-        ]
+        found = [path for path in later if is_whole(path) or any(map(_is_no_file, path.iterdir()))]
         if (card := folder / CARD).is_file() and MADE_BY_A_RUN not in card.read_text(errors="replace"):
             found.append(card)
     elif found := _of_earlier_run(folder):
@@ -291,15 +293,6 @@ def holds_model(folder: str | Path) -> bool:
     """Whether a run has saved its model there, and its files are whole. `training_args.bin` is moved there last."""
     weights = weight_files(folder)
     return Path(folder, TRAINING_ARGS_NAME).exists() and bool(weights) and not any(map(damage_of, weights))
-
-
-def has_card(folder: str | Path) -> bool:
-    """Whether the model's card has been written since it was saved, and not only a checkpoint's before it."""
-    try:
-        written, saved = (Path(folder, name).stat().st_mtime_ns for name in (CARD, TRAINING_ARGS_NAME))
-    except OSError:  # also of a model that another process has begun to write
-        return False
-    return written >= saved
 
 
 def weight_files(folder: str | Path) -> list[Path]:

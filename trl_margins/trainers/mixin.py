@@ -68,6 +68,7 @@ from .preparation import (
     trained_pairs,
     with_checked_columns,
     with_trained,
+    without_numbers,
 )
 from .progress import print_lines
 from .prompt_sharing import PromptSharing
@@ -169,7 +170,7 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
             self._takes_images,
         )
         self._own_columns, self.set_facts, self._opened = sets.columns, sets.facts, sets.opened
-        self._trained = sets.trained
+        self._trained, self._mark = sets.trained, sets.mark
         self._kind_of_rows = type(sets.train)
         with refusing_what_cannot_write(), whole_weights(given.get("model")):
             super().__init__(**self._trl_arguments({**given, "args": config}, sets))
@@ -498,7 +499,9 @@ class MarginMixin(EvaluationMixin, CardMixin, PushMixin, InterruptsMixin, Checkp
         check_later_scores(later.dataset, scores, split, self.objective, self.options)
         if scores:
             self._own_columns.update(scores.names)
-        return replace(later, dataset=with_trained(later.dataset, trained_pairs(self._trained, later))), False
+        marks = trained_pairs(self._trained, later)
+        found = with_trained(without_numbers(later.dataset, self.objective), self._mark, marks)
+        return replace(later, dataset=found), False
 
     def _finish_tokens(
         self,

@@ -125,8 +125,8 @@ def refusing_what_cannot_write() -> Iterator[None]:
             raise
         raise ValueError(
             f"AutoModelForCausalLM loads no model that has a {found[1]}. One with an encoder and a decoder trains on "
-            "the CPO base, as a model that AutoModelForSeq2SeqLM.from_pretrained has loaded; others need "
-            "AutoModelForCausalLM's kinds"
+            "the CPO base, as a model that AutoModelForSeq2SeqLM.from_pretrained has loaded; one that reads "
+            "images on the DPO base, by its name"
         ) from error
     except AttributeError as error:
         if error.name != "generation_config" or not isinstance(error.obj, nn.Module):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
@@ -18,7 +19,7 @@ from ..data.evaluation_factors import add_evaluation_factor, check_evaluation_fa
 from ..data.formats import as_plain
 from ..data.media import without_decoding
 from ..objective import Objective, kept_pairs, of_part
-from ..pairs import FACTOR, IS_FLIPPED, IS_TRAINED_ON, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES
+from ..pairs import FACTOR, IS_FLIPPED, ROW, SCORE_CHOSEN, SCORE_REJECTED, SCORES
 from ..report.card import SetFacts
 from ..rows import OpenedSet, RowError, open_rows
 from ..rows.form import COMPLETIONS, IMAGES, is_empty
@@ -40,6 +41,7 @@ from ..rows.scores import (
     require_score_columns,
     warn_of_doubts,
 )
+from ..rows.tokenized import arrow_columns
 from ..rows.tokens import prepare_tokenizer
 from ..terms import Term
 from ..terms.evaluation_factor import EvaluationFactorMargin
@@ -67,6 +69,7 @@ class PreparedSets:
     facts: dict[str, SetFacts]  # what was counted, by split
     opened: dict[str, OpenedSet]  # how each split is read
     trained: frozenset[int]  # hashes of the training set's pairs; none of a stream's
+    mark: str  # the column that says of a pair whether it was trained on; "" with a stream
 
 
 def prepare_datasets(
@@ -111,15 +114,21 @@ def prepare_datasets(
         with global_then_local_main_first():  # the others read the cache
             sets = {split: _with_factors(each, options, config, facts) for split, each in opened.items()}
     sets = {split: _with_needed_columns(dataset, split, objective) for split, dataset in sets.items()}
-    columns = {IS_FLIPPED, IS_TRAINED_ON, ROW, *(name for name in objective.columns if name not in SCORES)}
+    columns = {IS_FLIPPED, ROW, *(name for name in objective.columns if name not in SCORES)}
     sets = {
         split: _with_checked_scores(dataset, split, objective, options, columns, facts)
         for split, dataset in sets.items()
     }
+    mark = ""
+    sets = {
+        split: dataset if split == TRAIN else without_numbers(dataset, objective) for split, dataset in sets.items()
+    }
     if isinstance(numbered := sets.get(TRAIN), Dataset):
         # names the rows, in errors and in the pair log, also when some of them are dropped later
         numbered = _with_column(numbered, ROW, np.arange(len(numbered)))
-        sets[TRAIN] = _with_column(numbered, IS_TRAINED_ON, np.ones(len(numbered), bool))
+        mark = f"_is_trained_on_{train._fingerprint[:8]}"  # other trainers' sets say it of other training sets
+        columns.add(mark)
+        sets[TRAIN] = _with_column(numbered, mark, np.ones(len(numbered), bool))
     if TRAIN in sets:
         sets[TRAIN] = _filtered(sets[TRAIN], objective, options, facts)
         _check_kept(objective, sets[TRAIN], options, facts[TRAIN])
@@ -135,12 +144,12 @@ def prepare_datasets(
             if split != TRAIN and isinstance(dataset, Dataset):
                 are_same = _has_images(opened[split]) and _same_rows(dataset, train)
                 marks = np.ones(len(dataset), bool) if are_same else trained_pairs(trained, opened[split])
-                sets[split] = with_trained(sets[split], marks)
+                sets[split] = with_trained(sets[split], mark, marks)
                 n = None if marks is None else int(marks.sum())
                 prompts = _shared_prompts(opened[TRAIN], opened[split])
                 facts[split] = replace(facts[split], shared_pairs=n, shared_prompts=prompts)
     by_name = {name: sets[eval_split(name)] for name in evals} if isinstance(evals, dict) else sets.get("eval")
-    return PreparedSets(sets.get(TRAIN), by_name, columns, facts, opened, trained)
+    return PreparedSets(sets.get(TRAIN), by_name, columns, facts, opened, trained, mark)
 
 
 def _same_rows(one: Dataset, other: Dataset) -> bool:
@@ -157,18 +166,22 @@ def trained_pairs(trained: frozenset[int], opened: OpenedSet) -> np.ndarray | No
     return np.array([pair in trained for pair in opened.counts.pairs], bool)
 
 
-def with_trained(dataset: Any, marks: np.ndarray | None) -> Any:
-    """An evaluation set that says of its pairs which were trained on, and also says it of a part of it."""
-    if not isinstance(dataset, Dataset):
-        return dataset
-    return _with_column(dataset, IS_TRAINED_ON, np.zeros(len(dataset), bool) if marks is None else marks)
+def without_numbers(dataset: Any, objective: Objective) -> Any:
+    """An evaluation set without a column that is called as the training set's numbers of rows."""
+    is_read = ROW in objective.columns or ROW not in column_names(dataset)
+    return dataset if is_read else dataset.remove_columns(ROW)
 
 
-def share_trained_on(dataset: Any) -> float:
+def with_trained(dataset: Any, mark: str, marks: np.ndarray | None) -> Any:
+    """An evaluation set that says of its pairs which were trained on, where that is known; so do parts of it."""
+    return dataset if marks is None or not mark else _with_column(dataset, mark, marks)
+
+
+def share_trained_on(dataset: Any, mark: str) -> float:
     """The share of pairs that were trained on; 0 where nobody knows, as of streams."""
-    if not isinstance(dataset, Dataset) or IS_TRAINED_ON not in dataset.column_names or not len(dataset):
+    if not isinstance(dataset, Dataset) or mark not in dataset.column_names or not len(dataset):
         return 0.0
-    return float(np.mean([bool(each) for each in dataset.with_format(None)[IS_TRAINED_ON]]))
+    return sum(pc.sum(marks).as_py() or 0 for (marks,) in arrow_columns(dataset, mark)) / len(dataset)
 
 
 def _with_column(dataset: Dataset, name: str, values: np.ndarray) -> Dataset:

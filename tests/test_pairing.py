@@ -26,6 +26,7 @@ from trl_margins.data.pairing import STRATEGIES, lists_summary, make_pairs
 from trl_margins.data.splits import generalization_splits
 from trl_margins.rows import open_rows
 from trl_margins.rows.lists import ScoredLists
+from trl_margins.rows.references import may_be_meant
 from trl_margins.rows.scores import check_scores, find_score_columns
 
 Row = dict[str, Any]
@@ -640,6 +641,24 @@ def test_the_command(tmp_path, capsys):
     with gzip.open(tmp_path / "out" / "pairs.jsonl.gz", "rt") as file:
         assert [json.loads(line) for line in file] == expected
     assert Dataset.from_parquet(str(tmp_path / "out" / "pairs.parquet")).to_list() == expected
+
+
+def test_answers_that_speak_of_a_model_have_their_models():
+    lists = {"prompt": "q", "completions": ["the model says", "b"], "scores": [2.0, 1.0], "models": ["one", "two"]}
+    (pair,) = make_pairs(Dataset.from_list([lists]))
+    assert (pair["chosen_model"], pair["rejected_model"]) == ("one", "two")
+
+
+def test_scores_that_are_none_of_the_lists():
+    vote = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "model_a", "turn": 1}
+    with pytest.raises(ValueError, match=r"and \['turn'\] are no scores of these lists, which have their own"):
+        make_pairs(Dataset.from_list([vote]), score_columns=["turn"])
+
+
+def test_a_column_of_models_is_known_by_its_name_in_any_case():
+    assert may_be_meant("Model_A")
+    assert may_be_meant("model")
+    assert not may_be_meant("subset")
 
 
 def test_one_column_of_scores_by_its_name():

@@ -942,7 +942,7 @@ def test_a_completion_that_begins_with_the_model_s_turn(caplog):
 def test_marks_in_long_lines_are_found_at_once():
     begun = time.monotonic()
     many = "".join(f"\nkey{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{i}: value" for i in range(20_000))
-    for text in (many, "#" * 50_000, "</s>" * 20_000, "a " * 50_000, "\nUser:" * 10_000):
+    for text in (many, " " * 100_000, "#" * 50_000, "</s>" * 20_000, "a " * 50_000, "\nUser:" * 10_000):
         open_rows(Dataset.from_list([{"prompt": f"User: {text}\nA:", "chosen": text, "rejected": "b"}]), "train")
     assert time.monotonic() - begun < 20
 

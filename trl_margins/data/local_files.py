@@ -44,21 +44,8 @@ _UNREAD = (".zip", ".tar", ".tgz", ".lz4", ".7z", ".rar", ".xlsx", ".xls", ".ods
 _OF_A_PLACE = {"data_files", "data_dir", "default", "drop_labels", "description", "version"}
 # What may be called train or test, and is no data
 _NOTES = (
-    "",
-    ".py",
-    ".ipynb",
-    ".sh",
-    ".md",
-    ".txt",
-    ".rst",
-    ".html",
-    ".pdf",
-    ".log",
-    ".yaml",
-    ".yml",
-    ".toml",
-    ".bin",
-    ".pt",
+    *("", ".py", ".ipynb", ".sh", ".md", ".txt", ".rst", ".html", ".pdf", ".log", ".yaml", ".yml", ".toml"),
+    *(".bin", ".pt"),
 )
 _SHOWN = 8  # names of files
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")

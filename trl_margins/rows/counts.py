@@ -53,7 +53,7 @@ _LABEL = re.compile(
 _ASKED_FOR = re.compile(
     r"\b(\w{1,30}[*_ \t]{0,3}[:：])[*_\s]*\Z|\b((?:ASSISTANT|Assistant|Response)[ \t]{0,3}:)[^\r\n:]{0,40}\s*\Z"
 )
-_ANSWERED = re.compile(r"\s*(?:\W{0,3}\s*)((?:ASSISTANT|Assistant|Response)[*_ \t]{0,3}:)")
+_ANSWERED = re.compile(r"\W{0,12}((?:ASSISTANT|Assistant|Response)[*_ \t]{0,3}:)")
 _TEMPLATES = re.compile(r"[|｜]|INST|turn|SYS")  # in marks that nobody else writes
 _OF_USER = re.compile("(?i)user|human|instruction|prompter")
 _NO_CHANCE = 16  # characters of a prompt that no answer begins with by chance
@@ -192,8 +192,10 @@ def _asked_again(row: PreferenceRow) -> str | None:
     """
     prompt = row.prompt if isinstance(row.prompt, str) else ""
     parts = [text_of(part) for part in row.completions]
+    if not prompt.strip() or any(prompt.strip() in part for part in parts):
+        return None
     found = _ASKED_FOR.search(prompt[-120:]) or next(filter(None, map(_ANSWERED.match, parts)), None)
-    if found is None or any(prompt.strip() in part for part in parts):
+    if found is None:
         return None
     of_model = next(filter(None, found.groups()))
     labels = {label[2] for label in _LABEL.finditer(f"\n{prompt}")} - {of_model}

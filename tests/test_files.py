@@ -740,13 +740,14 @@ def test_a_format_is_only_how_values_look(kind):
 
 
 def test_what_the_transform_gives_is_trained_on(tiny_model, tokenizer, tmp_path):
-    def prepared(rows: Dataset, **options: Any) -> Dataset:
-        return MarginCPOTrainer(
+    def prepared(rows: Dataset) -> Dataset:
+        trainer = MarginCPOTrainer(
             load(tiny_model),
             args=GapPOConfig(**quiet(output_dir=str(tmp_path))),
             train_dataset=rows,
             processing_class=tokenizer,
-        ).train_dataset
+        )
+        return trainer.train_dataset.remove_columns(trainer._mark)  # which is called after the data set
 
     rows = preference_rows(4)
     mapped, transformed_ = prepared(rows.map(louder, batched=True)), prepared(rows.with_transform(louder))

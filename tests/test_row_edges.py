@@ -924,6 +924,7 @@ def test_a_turn_of_the_user_behind_the_answer(user, model, end, caplog):
         ("User: Draft it.\nCustomer: Ann\nAssistant:", "Ticket\nCustomer: Ann\nfor the User: none"),
         ("User: Ask for it.\nAssistant:", "Give me your\n- User: a name\n- Password: a word"),
         ("Patient: Ann\nDiagnosis: none\nLetter:", "Dear Dr\nPatient: Ms Ann\nDiagnosis: none"),
+        ("Input: 3 4\nTask: add them.\nAnswer:", "Steps:\nInput: 3 and 4\nResult: 7"),
         ("Mend it.\nuser: x\npass word\nFixed:", "user: x\npass: word"),
         ("User: What is in it?\nAssistant:", "The log says\n> User: root logged in"),
     ],

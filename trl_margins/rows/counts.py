@@ -54,6 +54,7 @@ _ASKED_FOR = re.compile(
     r"\b(\w{1,30}[*_ \t]{0,3}[:：])[*_\s]*\Z|\b((?:ASSISTANT|Assistant|Response)[ \t]{0,3}:)[^\r\n:]{0,40}\s*\Z"
 )
 _ANSWERED = re.compile(r"\W{0,12}((?:ASSISTANT|Assistant|Response)[*_ \t]{0,3}:)")
+_ASK = re.compile(r"(?i:instruction|question|q)\W")  # what other text than a dialogue's seldom begins a line with
 _TEMPLATES = re.compile(r"[|｜]|INST|turn|SYS")  # in marks that nobody else writes
 _OF_USER = re.compile("(?i)user|human|instruction|prompter")
 _NO_CHANCE = 16  # characters of a prompt that no answer begins with by chance
@@ -207,7 +208,9 @@ def _asked_again(row: PreferenceRow) -> str | None:
         for again in _LABEL.finditer(part):
             label, is_begun = again[2], again["begin"] is not None
             alone = label.startswith(("USER", "HUMAN")) or (
-                asks is not None and is_begun and (label.startswith(("User", "Human")) or asks[0].endswith(label))
+                asks is not None
+                and is_begun
+                and (label.startswith(("User", "Human")) or (_ASK.match(label) and asks[0].endswith(label)))
             )
             if label in labels and (alone or again.end() <= last):
                 return label

@@ -179,8 +179,10 @@ def with_trained(dataset: Any, mark: str, marks: np.ndarray | None) -> Any:
 
 def share_trained_on(dataset: Any, mark: str) -> float:
     """The share of pairs that were trained on; 0 where nobody knows, as of streams."""
-    if not isinstance(dataset, Dataset) or mark not in dataset.column_names or not len(dataset):
+    if not isinstance(dataset, Dataset) or not len(dataset):
         return 0.0
+    if mark not in dataset.column_names:  # with numbers of rows it is a training set, of a trainer before this one
+        return float(ROW in dataset.column_names)
     return sum(pc.sum(marks).as_py() or 0 for (marks,) in arrow_columns(dataset, mark)) / len(dataset)
 
 

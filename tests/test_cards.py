@@ -583,8 +583,9 @@ def test_python_lines_load_what_was_trained_on(tiny_model, tokenizer, tmp_path):
     assert 'load_dataset("me/pairs", split="train_prefs"),  # 2 rows\n' in card_of(tmp_path / "out").text
 
 
-def test_numbers_of_another_model(trained, tmp_path, caplog):
+def test_numbers_of_another_model(trained, tmp_path, monkeypatch, caplog):
     trainer, out, _ = trained
+    monkeypatch.setattr(cards, "pictures", lambda _: [])
     for model, warns in (
         ("else", True),
         (str(out), False),

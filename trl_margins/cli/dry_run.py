@@ -35,7 +35,7 @@ def resolved(script: Any, config: Any, model_args: ModelConfig, mixture: Dataset
         ),
     }
     *_, others = parts.values()
-    if config.max_steps > 0 and config.num_train_epochs == type(config)(use_cpu=True, bf16=False).num_train_epochs:
+    if config.max_steps > 0 and config.num_train_epochs == defaults[-1].num_train_epochs:
         others.pop("num_train_epochs", None)  # the method's, which is not read
     model = parts["Model"]
     if any(name.startswith(("lora_", "load_in_")) for name in model):  # which without a word of use_peft are refused

@@ -192,8 +192,10 @@ def _asked_again(row: PreferenceRow) -> str | None:
     Other text has labels, too, such as Input: the model's has to follow, unless both are such as only dialogues have.
     """
     prompt = row.prompt if isinstance(row.prompt, str) else ""
+    if not prompt.strip():
+        return None
     parts = [text_of(part) for part in row.completions]
-    if not prompt.strip() or any(prompt.strip() in part for part in parts):
+    if any(prompt.strip() in part for part in parts):
         return None
     found = _ASKED_FOR.search(prompt[-120:]) or next(filter(None, map(_ANSWERED.match, parts)), None)
     if found is None:
